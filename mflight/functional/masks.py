@@ -1,0 +1,172 @@
+"""Binary instance masks: run-length coding, polygons, boxes, connected components. Pure numpy functions.
+
+A mask is ``bool`` or ``uint8[H, W]``; an array of other than two axes is a ValueError that names its shape.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+from scipy import ndimage
+
+
+class RLE(TypedDict):
+    """A mask as in LVIS and COCO files: ``size`` = [H, W], ``counts`` = compressed runs in column order."""
+
+    size: list[int]
+    counts: str
+
+
+def rle_encode(mask: np.ndarray) -> RLE:
+    """Compress a mask to COCO's run-length code, with text counts that go into JSON as they are.
+
+    Args:
+        mask: ``bool`` or ``uint8[H, W]``; every value but 0 is object.
+
+    Returns:
+        The code of the mask; an object of 384 x 512 px takes about 1 kB.
+
+    Source:
+        pycocotools (the mask API of COCO), which LVIS uses too.
+
+    Example:
+        >>> rle_encode(np.eye(2, dtype=bool))
+        {'size': [2, 2], 'counts': '0120'}
+    """
+    _check_mask(mask)
+    rle = coco_mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def rle_decode(rle: RLE) -> np.ndarray:
+    """Return ``bool[H, W]``: the mask of a run-length code, compressed or a plain list of runs."""
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        rle = coco_mask.frPyObjects(rle, *rle["size"])
+    elif isinstance(counts, str):
+        rle = {"size": rle["size"], "counts": counts.encode("ascii")}
+    return coco_mask.decode(rle).astype(bool)
+
+
+def polygons_to_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> np.ndarray:
+    """Draw the polygons of one instance as COCO draws them; parts that overlap are united, never cut out.
+
+    Args:
+        polygons: one flat list ``x, y, x, y, ...`` in px for each part, at least 3 points long.
+        size_hw: ``(H, W)`` of the image in px.
+
+    Returns:
+        ``bool[H, W]``.
+
+    Raises:
+        ValueError: if a polygon has less than 3 points or an odd count of numbers.
+
+    Example:
+        >>> int(polygons_to_mask([[1, 1, 5, 1, 5, 4, 1, 4]], size_hw=(8, 8)).sum())
+        12
+    """
+    for index, polygon in enumerate(polygons):
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(
+                f"a polygon needs at least 3 (x, y) points, polygon {index} has {len(polygon)} numbers"
+            )
+    if not polygons:
+        return np.zeros(size_hw, dtype=bool)
+    parts = coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size_hw)
+    return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
+
+
+def segmentation_to_mask(
+    segmentation: RLE | Sequence[Sequence[float]], size_hw: tuple[int, int]
+) -> np.ndarray:
+    """Return ``bool[H, W]``: an LVIS ``segmentation`` of either form, polygons or run-length code.
+
+    Args:
+        segmentation: the field of an LVIS annotation.
+        size_hw: ``(H, W)`` of its image in px; a run-length code must agree with it.
+
+    Returns:
+        The mask at the size of the image.
+
+    Raises:
+        ValueError: if the code's own size is another, or a polygon is too short.
+    """
+    if not isinstance(segmentation, dict):
+        return polygons_to_mask(segmentation, size_hw)
+    if tuple(segmentation["size"]) != tuple(size_hw):
+        raise ValueError(
+            f"the run-length code is of size {segmentation['size']}, its image of {list(size_hw)}"
+        )
+    return rle_decode(segmentation)
+
+
+def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the smallest box around a mask.
+
+    Args:
+        mask: ``bool`` or ``uint8[H, W]`` with at least one pixel of object.
+
+    Returns:
+        ``(x1, y1, x2, y2)`` in px, ``x2`` and ``y2`` exclusive, so that ``mask[y1:y2, x1:x2]`` is the object.
+
+    Raises:
+        ValueError: if the mask is not 2-D, or is empty.
+
+    Example:
+        >>> mask = np.zeros((8, 8), dtype=bool)
+        >>> mask[2:5, 1:7] = True
+        >>> mask_to_box(mask)
+        (1, 2, 7, 5)
+    """
+    _check_mask(mask)
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        raise ValueError(f"an empty mask of shape {mask.shape} has no box")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def label_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the 4-connected components of a mask: pixels that touch at a corner only are apart.
+
+    Args:
+        mask: ``bool`` or ``uint8[H, W]``; every value but 0 is object.
+
+    Returns:
+        ``int32[H, W]`` with 0 for background and 1..K for the components, and ``int64[K]``
+        with their areas in px.
+
+    Example:
+        >>> components, areas_px = label_components(np.array([[1, 1, 0], [0, 0, 1]]))
+        >>> components.tolist(), areas_px.tolist()
+        ([[1, 1, 0], [0, 0, 2]], [2, 1])
+    """
+    _check_mask(mask)
+    components, num_components = ndimage.label(mask)
+    return components, np.bincount(components.ravel(), minlength=num_components + 1)[1:]
+
+
+def resize_mask(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Resize a mask: a pixel is object where at least half of the area it covers was.
+
+    Args:
+        mask: ``bool`` or ``uint8[H, W]``; every value but 0 is object.
+        size_hw: the new ``(H, W)`` in px.
+
+    Returns:
+        ``bool`` of the new size. Enlarging by a whole factor repeats pixels.
+
+    Example:
+        >>> resize_mask(np.array([[1, 1, 0, 1], [1, 1, 0, 0]]), size_hw=(1, 2)).tolist()
+        [[True, False]]
+    """
+    _check_mask(mask)
+    image = Image.fromarray((mask != 0).astype(np.uint8) * 255)
+    return np.asarray(image.resize(size_hw[::-1], Image.Resampling.BOX)) > 127
+
+
+def _check_mask(mask: np.ndarray) -> None:
+    if mask.ndim != 2:
+        raise ValueError(f"a mask must be [H, W], got shape {mask.shape}")

@@ -1,0 +1,91 @@
+"""Masks: round trips through run-length codes, hand-made components, polygons, boxes."""
+
+import doctest
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mflight.functional import masks as mask_functions
+from mflight.functional.masks import (
+    label_components,
+    mask_to_box,
+    polygons_to_mask,
+    resize_mask,
+    rle_decode,
+    rle_encode,
+    segmentation_to_mask,
+)
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(mask_functions).failed == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_run_length_codes_return_the_same_mask(share):
+    mask = np.random.default_rng(0).random((37, 23)) < share
+    rle = json.loads(json.dumps(rle_encode(mask)))
+    np.testing.assert_array_equal(rle_decode(rle), mask)
+    assert coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode()}) == mask.sum()
+
+
+def test_every_value_but_zero_is_object():
+    mask = np.array([[0, 1, 255]], dtype=np.uint8)
+    assert rle_encode(mask) == rle_encode(mask > 0)
+
+
+def test_plain_runs_are_read_in_column_order():
+    mask = rle_decode({"size": [2, 3], "counts": [1, 2, 3]})
+    assert mask.tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_overlapping_polygon_parts_are_united():
+    left, right = [0, 0, 4, 0, 4, 4, 0, 4], [2, 0, 6, 0, 6, 4, 2, 4]
+    mask = polygons_to_mask([left, right], size_hw=(4, 8))
+    np.testing.assert_array_equal(mask, np.arange(8)[None, :].repeat(4, axis=0) < 6)
+    assert not polygons_to_mask([], size_hw=(4, 8)).any()
+
+
+def test_both_forms_of_a_segmentation_agree():
+    polygon = [1, 1, 7, 2, 4, 6]
+    mask = polygons_to_mask([polygon], size_hw=(8, 9))
+    np.testing.assert_array_equal(segmentation_to_mask([polygon], (8, 9)), mask)
+    np.testing.assert_array_equal(segmentation_to_mask(rle_encode(mask), (8, 9)), mask)
+
+
+def test_the_box_holds_the_mask_and_nothing_more():
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random((12, 15)) < 0.02
+        mask[seed % 12, seed % 15] = True
+        x1, y1, x2, y2 = mask_to_box(mask)
+        assert mask[y1:y2, x1:x2].sum() == mask.sum()
+        assert mask[y1].any() and mask[y2 - 1].any() and mask[:, x1].any() and mask[:, x2 - 1].any()
+
+
+def test_pixels_that_touch_at_a_corner_are_apart():
+    mask = np.array([[1, 1, 0, 0], [1, 0, 1, 1], [0, 0, 1, 0]], dtype=bool)
+    components, areas_px = label_components(mask)
+    assert areas_px.tolist() == [3, 3]
+    assert components.tolist() == [[1, 1, 0, 0], [1, 0, 2, 2], [0, 0, 2, 0]]
+    assert label_components(np.zeros((3, 3), dtype=bool))[1].tolist() == []
+
+
+def test_resizing_keeps_the_share_of_the_object():
+    rows, columns = np.mgrid[:96, :128]
+    disc = (rows - 40) ** 2 + (columns - 70) ** 2 < 30**2
+    assert resize_mask(disc, (48, 64)).mean() == pytest.approx(disc.mean(), rel=0.02)
+    np.testing.assert_array_equal(resize_mask(disc, (96, 128)), disc)
+    np.testing.assert_array_equal(resize_mask(disc, (192, 384)), disc.repeat(2, axis=0).repeat(3, axis=1))
+
+
+def test_errors_name_the_value():
+    with pytest.raises(ValueError, match=r"\[H, W\], got shape \(1, 2, 3\)"):
+        rle_encode(np.zeros((1, 2, 3), dtype=bool))
+    with pytest.raises(ValueError, match=r"empty mask of shape \(4, 5\) has no box"):
+        mask_to_box(np.zeros((4, 5), dtype=bool))
+    with pytest.raises(ValueError, match="polygon 1 has 4 numbers"):
+        polygons_to_mask([[0, 0, 1, 0, 1, 1], [0, 0, 1, 1]], size_hw=(4, 4))
+    with pytest.raises(ValueError, match=r"of size \[4, 4\], its image of \[4, 5\]"):
+        segmentation_to_mask(rle_encode(np.zeros((4, 4), dtype=bool)), (4, 5))
