@@ -1,0 +1,264 @@
+"""LVIS v1 and COCO-format datasets: annotations as shared flat arrays, images with their targets."""
+
+import json
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from pydantic import ConfigDict, validate_call
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+
+from mflight.data.annotations import DROP_REASONS, FORMAT_VERSION, read_annotation_file
+from mflight.data.array_cache import cached_arrays
+from mflight.data.categories import Categories
+from mflight.data.outlines import Outlines
+from mflight.data.target import Target
+
+_log = logging.getLogger(__name__)
+
+
+class LVISAnnotations:
+    """The annotations of a dataset, read once, then opened in milliseconds and shared by all processes.
+
+    With a cache the arrays are files mapped read-only: DataLoader workers and ranks of a machine share one
+    copy of them, and nothing that Python does turns a shared page into a private one. Pickling passes the
+    names of the files on, not their content.
+
+    Args:
+        annotation_file: JSON in LVIS v1 or COCO instance format.
+        cache_dir: folder for the arrays; ``None`` reads the file each time and keeps the arrays in memory.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+
+    def __init__(self, annotation_file: str | Path, cache_dir: str | Path | None = None) -> None:
+        self.annotation_file = Path(annotation_file)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        if not self.annotation_file.is_file():
+            raise FileNotFoundError(f"annotation_file {self.annotation_file} does not exist")
+        if self.cache_dir is None:
+            self._arrays = read_annotation_file(self.annotation_file)
+        else:
+            self._arrays = cached_arrays(
+                self.annotation_file,
+                self.cache_dir,
+                FORMAT_VERSION,
+                lambda: read_annotation_file(self.annotation_file),
+            )
+        # plain views: slicing a memmap costs ten times as much as slicing an array
+        self._arrays = {name: np.asarray(values) for name, values in self._arrays.items()}
+        self.image_ids: np.ndarray = self._arrays["image_ids"]
+        self.categories = self._read_categories()
+        if any(self.num_dropped.values()):
+            counts = ", ".join(f"{count} {reason}" for reason, count in self.num_dropped.items() if count)
+            _log.info("%s: left out %s", self.annotation_file.name, counts)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.image_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the names of the files."""
+        return type(self), (self.annotation_file, self.cache_dir)
+
+    @property
+    def num_instances(self) -> int:
+        """Number of instances, without the dropped ones."""
+        return len(self._arrays["labels"])
+
+    @property
+    def num_dropped(self) -> dict[str, int]:
+        """How many annotations were left out, by reason."""
+        return dict(zip(DROP_REASONS, self._arrays["num_dropped"].tolist(), strict=True))
+
+    @property
+    def category_image_counts(self) -> dict[int, int]:
+        """In how many images of this file each ``category_id`` has an instance."""
+        return self._by_category_id(
+            np.bincount(self._image_label_pairs()[1], minlength=len(self.categories) + 1)
+        )
+
+    def size_hw(self, index: int) -> tuple[int, int]:
+        """Return ``(H, W)`` in pixels of an image, as annotated."""
+        height, width = self._arrays["image_sizes_hw"][index].tolist()
+        return height, width
+
+    def image_path(self, index: int) -> str:
+        """Return the path of an image below the image folder, ``train2017/000000000009.jpg`` for LVIS."""
+        return self._row("path", index, "paths").tobytes().decode()
+
+    def image_category_ids(self, index: int) -> list[int]:
+        """Return each ``category_id`` that has an instance in an image, once, in order."""
+        return [
+            self.categories.category_id_of(label)
+            for label in np.unique(self._instances("labels", index)).tolist()
+        ]
+
+    def target(self, index: int) -> dict[str, Any]:
+        """Return the target of an image without its masks.
+
+        Args:
+            index: of the image, in file order.
+
+        Returns:
+            The keys of :class:`~mflight.data.target.Target`, all but ``masks``. Boxes are as
+            annotated, so they may reach over the edge of the image by a fraction of a pixel.
+        """
+        labels = self._instances("labels", index)
+        return {
+            "boxes": _tensor(self._instances("boxes", index), torch.float32),
+            "labels": _tensor(labels, torch.int64),
+            "image_id": int(self.image_ids[index]),
+            "area": _tensor(self._instances("areas", index), torch.float32),
+            "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
+            "is_synthetic": False,
+            "negative_labels": _tensor(self._row("negative", index, "negatives"), torch.int64),
+            "not_exhaustive_labels": _tensor(self._row("not_exhaustive", index), torch.int64),
+            "sample_id": "",
+        }
+
+    def outlines(self, index: int) -> Outlines:
+        """Return the outlines of the instances of an image, in the order of its target."""
+        first, last = self._arrays["instance_offsets"][index : index + 2]
+        polygons = self._arrays["polygon_offsets"][first : last + 1]
+        vertices = self._arrays["vertex_offsets"][polygons[0] : polygons[-1] + 1]
+        runs = self._arrays["rle_offsets"][first : last + 1].tolist()
+        masks = {}
+        for instance, (start, stop) in enumerate(pairwise(runs)):
+            if stop > start:
+                counts = self._arrays["rle"][start:stop].tobytes()
+                masks[instance] = torch.from_numpy(
+                    coco_mask.decode({"size": self.size_hw(index), "counts": counts})
+                )
+        return Outlines(
+            vertices=_tensor(self._arrays["vertices"][vertices[0] : vertices[-1]], torch.float32),
+            vertex_offsets=vertices - vertices[0],
+            polygon_offsets=polygons - polygons[0],
+            masks=masks,
+        )
+
+    def _read_categories(self) -> Categories:
+        entries = json.loads(self._arrays["categories"].tobytes())
+        if not entries:
+            raise ValueError(f"{self.annotation_file} lists no categories")
+        ids = sorted(entry["id"] for entry in entries)
+        images = np.bincount(self._image_label_pairs()[1], minlength=len(ids) + 1)[1:]
+        instances = np.bincount(self._arrays["labels"], minlength=len(ids) + 1)[1:]
+        return Categories.from_lvis(
+            entries,
+            image_counts=dict(zip(ids, images.tolist(), strict=True)),
+            instance_counts=dict(zip(ids, instances.tolist(), strict=True)),
+        )
+
+    def _by_category_id(self, counts: np.ndarray) -> dict[int, int]:
+        return {c.category_id: int(n) for c, n in zip(self.categories, counts[1:], strict=True)}
+
+    def _image_label_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return images and labels of all distinct pairs of an image and a label in it."""
+        image = np.repeat(np.arange(len(self)), np.diff(self._arrays["instance_offsets"]))
+        base = int(self._arrays["labels"].max(initial=0)) + 1
+        pairs = np.unique(image * base + self._arrays["labels"])
+        return pairs // base, pairs % base
+
+    def _instances(self, name: str, index: int) -> np.ndarray:
+        return self._row("instance", index, name)
+
+    def _row(self, offsets: str, index: int, name: str | None = None) -> np.ndarray:
+        first, last = self._arrays[f"{offsets}_offsets"][index : index + 2]
+        return self._arrays[name or offsets][first:last]
+
+
+class LVISDataset(Dataset):
+    """Images with targets from an annotation file in LVIS v1 or COCO instance format.
+
+    ``dataset[i]`` is ``(image uint8[3, H, W], Target)``, or what ``transform`` makes of it. A transform is
+    called as ``transform(image, target, outlines)`` with the target still without masks, so that polygons
+    are drawn once, at the size that is trained on.
+
+    Args:
+        annotation_file: JSON; LVIS publishes its files at https://www.lvisdataset.org/dataset.
+        image_root: folder of the images; those of LVIS are COCO's ``train2017`` and ``val2017`` below it.
+        cache_dir: folder for the flat arrays made of the annotations, or ``None`` for no cache.
+        transform: applied to each sample.
+
+    Raises:
+        FileNotFoundError: if there is no such annotation file or image folder.
+    """
+
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def __init__(
+        self,
+        *,
+        annotation_file: str | Path,
+        image_root: str | Path,
+        cache_dir: str | Path | None = None,
+        transform: Callable[[Tensor, dict[str, Any], Outlines], tuple[Tensor, Target]] | None = None,
+    ) -> None:
+        self.image_root = Path(image_root)
+        if not self.image_root.is_dir():
+            raise FileNotFoundError(f"image_root {self.image_root} does not exist")
+        self.annotations = LVISAnnotations(annotation_file, cache_dir)
+        self.transform = transform
+
+    @property
+    def categories(self) -> Categories:
+        """The classes of the annotation file."""
+        return self.annotations.categories
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.annotations)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Read an image and its target."""
+        image, target, outlines = (
+            self.read_image(index),
+            self.annotations.target(index),
+            self.annotations.outlines(index),
+        )
+        if self.transform is not None:
+            return self.transform(image, target, outlines)
+        height, width = image.shape[1:]
+        target["boxes"][:, 0::2] = target["boxes"][:, 0::2].clamp(0, width)
+        target["boxes"][:, 1::2] = target["boxes"][:, 1::2].clamp(0, height)
+        return image, Target(masks=outlines.draw((height, width)), **target)
+
+    def find_image(self, index: int) -> Path:
+        """Return the file of an image: below its split's folder, or directly in ``image_root``."""
+        path = self.annotations.image_path(index)
+        for candidate in (self.image_root / path, self.image_root / Path(path).name):
+            if candidate.is_file():
+                return candidate
+        image_id = self.annotations.image_ids[index]
+        raise FileNotFoundError(
+            f"image {image_id} is neither {path} nor {Path(path).name} in {self.image_root}"
+        )
+
+    def read_image(self, index: int) -> Tensor:
+        """Return uint8[3, H, W]; a damaged file or one of another size than annotated raises."""
+        path = self.find_image(index)
+        try:
+            image = decode_image(str(path), mode=ImageReadMode.RGB)
+        except RuntimeError as error:
+            raise ValueError(f"image file {path} cannot be decoded: {error}") from error
+        if tuple(image.shape[1:]) != self.annotations.size_hw(index):
+            sizes = f"{tuple(image.shape[1:])} (H, W), its annotation says {self.annotations.size_hw(index)}"
+            raise ValueError(f"image file {path} is {sizes}")
+        return image
+
+
+def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype)  # a copy: the arrays are read-only
+
+
+def read_categories(annotation_file: str | Path, cache_dir: str | Path | None = None) -> Categories:
+    """Return the classes of an annotation file, from its cache where there is one."""
+    return LVISAnnotations(annotation_file, cache_dir).categories

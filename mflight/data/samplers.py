@@ -1,0 +1,125 @@
+"""Repeat-factor sampling: images with rare classes come more often."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, validate_call
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+def category_frequencies(image_categories: Sequence[Iterable[int]]) -> dict[int, float]:
+    """Return, for each class that occurs, the share of images that show it: ``f(c)``, in (0, 1]."""
+    counts = Counter(c for categories in image_categories for c in set(categories))
+    return {category: count / len(image_categories) for category, count in counts.items()}
+
+
+def repeat_factors(
+    category_frequency: Mapping[int, float],
+    image_categories: Sequence[Iterable[int]],
+    threshold: float = 0.001,
+) -> Tensor:
+    """Return how often each image should come in one epoch, on average.
+
+    Args:
+        category_frequency: ``f(c)``, the share of training images that show class ``c``, in (0, 1].
+        image_categories: the classes of each image; an image without any gets 1.
+        threshold: ``t``: classes in a smaller share of images are repeated. 0 repeats nothing.
+
+    Returns:
+        float64, one factor >= 1 an image.
+
+    Raises:
+        ValueError: if ``threshold`` is negative, or a frequency lies outside (0, 1].
+
+    Source:
+        Gupta et al., "LVIS", arXiv:1908.03195, appendix B; detectron2's RepeatFactorTrainingSampler.
+
+    Example:
+        >>> repeat_factors({1: 0.25, 2: 1.0}, [[1, 2], [2], []], threshold=1.0).tolist()
+        [2.0, 1.0, 1.0]
+    """
+    if threshold < 0:
+        raise ValueError(f"threshold must be >= 0, got {threshold}")
+    for category, frequency in category_frequency.items():
+        if not 0 < frequency <= 1:
+            raise ValueError(f"the frequency of category {category} must lie in (0, 1], got {frequency}")
+    # 1. for each class: r(c) = max(1, sqrt(t / f(c)))
+    per_category = {c: max(1.0, math.sqrt(threshold / f)) for c, f in category_frequency.items()}
+    # 2. for each image, the class that needs it most: r(i) = max over c in i of r(c)
+    per_image = [max((per_category[c] for c in categories), default=1.0) for categories in image_categories]
+    return torch.tensor(per_image, dtype=torch.float64)
+
+
+class RepeatFactorSampler(Sampler[int]):
+    """Endless indices of images, each epoch of which holds every image about as often as its factor says.
+
+    An epoch is a pure function of ``(seed, epoch)``: all ranks draw the same one and take turns in it,
+    so that together they see each of its entries once.
+
+    Args:
+        factors: float64[I], at least 1 each, from :func:`repeat_factors`; all 1 is plain shuffling.
+        seed: fixes the order.
+        rank: of this process, in ``0 .. num_ranks - 1``.
+        num_ranks: number of processes that share the epoch.
+
+    Raises:
+        ValueError: if ``factors`` is empty or holds a number below 1, or ``rank`` is out of range.
+    """
+
+    @validate_call(config={"arbitrary_types_allowed": True})
+    def __init__(
+        self,
+        *,
+        factors: Tensor,
+        seed: int = 0,
+        rank: Annotated[int, Field(ge=0)] = 0,
+        num_ranks: Annotated[int, Field(ge=1)] = 1,
+    ) -> None:
+        if not len(factors) or not (factors >= 1).all():
+            found = f"the least is {float(factors.min())}" if len(factors) else "there are none"
+            raise ValueError(f"factors must be at least one number >= 1, {found}")
+        if rank >= num_ranks:
+            raise ValueError(f"rank must be less than num_ranks={num_ranks}, got {rank}")
+        self._whole = factors.trunc().to(torch.int64)
+        self._fraction = factors - self._whole
+        self._seed, self._rank, self._num_ranks = seed, rank, num_ranks
+        self._epoch, self._position = 0, 0
+
+    def epoch_indices(self, epoch: int) -> Tensor:
+        """Return int64: the images of an epoch for all ranks, in order."""
+        entropy = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(entropy[0]))
+        # 1. round each factor up with the probability of its fraction, so that its mean is kept:
+        #    n(i) = floor(r(i)) + [u < r(i) - floor(r(i))]
+        drawn = torch.rand(len(self._fraction), generator=generator, dtype=torch.float64)
+        repeats = self._whole + (drawn < self._fraction)
+        # 2. write each image down n(i) times, and shuffle
+        indices = torch.repeat_interleave(torch.arange(len(repeats)), repeats)
+        return indices[torch.randperm(len(indices), generator=generator)]
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the images of this rank, epoch after epoch, from where the state stands."""
+        while True:
+            # 3. rank k of K takes the entries k, k + K, k + 2 K, ... of the epoch
+            indices = self.epoch_indices(self._epoch)[self._rank :: self._num_ranks].tolist()
+            while self._position < len(indices):
+                self._position += 1
+                yield indices[self._position - 1]
+            self._epoch, self._position = self._epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the stream: epoch and number of indices taken of it by this rank."""
+        place = {"epoch": self._epoch, "position": self._position}
+        return {**place, "seed": self._seed, "num_ranks": self._num_ranks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken; seed and number of ranks must be the same."""
+        for name, mine in (("seed", self._seed), ("num_ranks", self._num_ranks)):
+            if state[name] != mine:
+                raise ValueError(f"the state was taken with {name}={state[name]}, here {name} is {mine}")
+        self._epoch, self._position = state["epoch"], state["position"]

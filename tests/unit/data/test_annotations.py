@@ -1,0 +1,144 @@
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mflight.data.annotations import read_annotation_file
+
+SQUARE = [[1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 1.0, 3.0]]
+TRIANGLE = [0.5, 0.5, 4.5, 0.5, 0.5, 2.5]
+
+
+def annotation(annotation_id, **changes):
+    entry = {
+        "id": annotation_id,
+        "image_id": 20,
+        "category_id": 7,
+        "bbox": [1.0, 1.0, 2.0, 2.0],
+        "area": 4.0,
+        "segmentation": SQUARE,
+    }
+    return {**entry, **changes}
+
+
+def write(folder, annotations, **changes):
+    content = {
+        "images": [
+            {
+                "id": 20,
+                "height": 4,
+                "width": 6,
+                "coco_url": "http://images.cocodataset.org/val2017/000000000020.jpg",
+                "neg_category_ids": [3, 99],
+                "not_exhaustive_category_ids": [7],
+            },
+            {"id": 11, "height": 4, "width": 6, "file_name": "eleven.png"},
+        ],
+        "annotations": annotations,
+        "categories": [{"id": 7, "name": "cup"}, {"id": 3, "name": "tray"}],
+    }
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def test_instances_are_sorted_by_image_and_keep_their_own_polygons(tmp_path):
+    annotations = [
+        annotation(1, image_id=11, segmentation=[TRIANGLE], category_id=3),
+        annotation(2, segmentation=[SQUARE[0], TRIANGLE]),
+        annotation(3, image_id=11, bbox=[0.5, 0.0, 3.0, 2.5], area=1.5),
+    ]
+    arrays = read_annotation_file(write(tmp_path, annotations))
+    assert arrays["image_ids"].tolist() == [20, 11]
+    assert arrays["instance_offsets"].tolist() == [0, 1, 3]
+    assert arrays["annotation_ids"].tolist() == [2, 1, 3]
+    assert arrays["labels"].tolist() == [2, 1, 2]
+    assert arrays["boxes"][2].tolist() == [0.5, 0.0, 3.5, 2.5]
+    assert arrays["areas"].tolist() == [4.0, 4.0, 1.5]
+    assert arrays["polygon_offsets"].tolist() == [0, 2, 3, 4]
+    assert arrays["vertex_offsets"].tolist() == [0, 4, 7, 10, 14]
+    expected = np.array(SQUARE[0] + TRIANGLE + TRIANGLE + SQUARE[0], dtype=np.float32)
+    np.testing.assert_array_equal(arrays["vertices"].ravel(), expected)
+
+
+def test_run_length_codes_of_both_kinds_are_kept(tmp_path):
+    mask = np.zeros((4, 6), dtype=np.uint8)
+    mask[1:3, 2:5] = 1
+    packed = coco_mask.encode(np.asfortranarray(mask))
+    compressed = {"size": [4, 6], "counts": packed["counts"].decode()}
+    plain = {"size": [4, 6], "counts": [9, 2, 2, 2, 2, 2, 5]}  # columns 2, 3, 4 have rows 1 and 2
+    annotations = [annotation(1, segmentation=plain), annotation(2), annotation(3, segmentation=compressed)]
+    arrays = read_annotation_file(write(tmp_path, annotations))
+    first, second, third, end = arrays["rle_offsets"].tolist()
+    assert second == third and arrays["polygon_offsets"].tolist() == [0, 0, 1, 1]
+    for start, stop in ((first, second), (third, end)):
+        counts = arrays["rle"][start:stop].tobytes()
+        np.testing.assert_array_equal(coco_mask.decode({"size": [4, 6], "counts": counts}), mask)
+
+
+def test_federated_labels_and_paths_are_read(tmp_path):
+    arrays = read_annotation_file(write(tmp_path, []))
+    assert arrays["negatives"].tolist() == [1]  # category 99 is not in the file
+    assert arrays["negative_offsets"].tolist() == [0, 1, 1]
+    assert arrays["not_exhaustive"].tolist() == [2]
+    assert arrays["image_sizes_hw"].tolist() == [[4, 6], [4, 6]]
+    assert arrays["paths"].tobytes().decode() == "val2017/000000000020.jpgeleven.png"
+    assert arrays["path_offsets"].tolist() == [0, 24, 34]
+
+
+def test_what_cannot_be_trained_on_is_dropped_and_counted(tmp_path):
+    crowd = {"size": [4, 6], "counts": [0, 24]}
+    annotations = [
+        annotation(1, iscrowd=1, segmentation=crowd),
+        annotation(2, bbox=[1.0, 1.0, 0.0, 2.0]),
+        annotation(3, bbox=[1.0, 1.0, 2.0, -1.0]),
+        annotation(4, segmentation=[[1.0, 1.0, 2.0, 2.0]]),
+        annotation(5, segmentation=[]),
+        annotation(6, segmentation=[[1.0, 1.0, 2.0, 2.0], TRIANGLE]),
+    ]
+    arrays = read_annotation_file(write(tmp_path, annotations))
+    assert arrays["num_dropped"].tolist() == [1, 2, 2]
+    assert arrays["annotation_ids"].tolist() == [6]
+    assert arrays["vertex_offsets"].tolist() == [0, 3]
+
+
+def test_a_missing_area_is_that_of_the_box(tmp_path):
+    entry = annotation(1, bbox=[0.0, 0.0, 3.0, 2.0])
+    del entry["area"]
+    assert read_annotation_file(write(tmp_path, [entry]))["areas"].tolist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "changes", "message"),
+    [
+        ([annotation(5, image_id=8)], {}, r"annotation 5 of .*annotations.json names the unknown image_id 8"),
+        ([annotation(5, category_id=1)], {}, "unknown category_id 1"),
+        (
+            [annotation(5, segmentation={"size": [6, 4], "counts": [24]})],
+            {},
+            r"annotation 5 .* has size \[6, 4\], its image \[4, 6\]",
+        ),
+        (
+            [annotation(5, bbox=[1, 2, 3])],
+            {},
+            r"annotations.json is no .* annotations\[0\]: Expected `array` of length 4 - at `\$.bbox`",
+        ),
+        ([], {"images": "none"}, "annotations.json is no LVIS- or COCO-format annotation file"),
+        (
+            [],
+            {"images": [{"id": 4, "height": 2, "width": 2}]},
+            "image 4 has neither a coco_url nor a file_name",
+        ),
+        ([], {"categories": [{"name": "cup"}]}, r"as 'id', got \{'name': 'cup'\}"),
+    ],
+)
+def test_faulty_files_are_refused_with_the_entry(tmp_path, annotations, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_annotation_file(write(tmp_path, annotations, **changes))
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.json").touch()
+    with pytest.raises(ValueError, match=r"empty.json is no .*: it is empty"):
+        read_annotation_file(tmp_path / "empty.json")
