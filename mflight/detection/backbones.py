@@ -1,0 +1,146 @@
+"""Feature pyramids: torchvision's ResNets for LVIS, a narrow one for 128 px images."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, validate_call
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+
+_RESNETS = {50: (resnet50, ResNet50_Weights.IMAGENET1K_V1), 101: (resnet101, ResNet101_Weights.IMAGENET1K_V1)}
+_CHANNELS_PER_GROUP = 16
+
+
+@validate_call
+def build_resnet_fpn(
+    *,
+    depth: Literal[50, 101] = 50,
+    weights: str = "imagenet",
+    trainable_layers: Annotated[int, Field(ge=0, le=5)] = 3,
+) -> BackboneWithFPN:
+    """Build torchvision's ResNet with its feature pyramid: 256 channels at strides 4, 8, 16, 32 and 64.
+
+    Args:
+        depth: layers of the ResNet.
+        weights: ``"imagenet"`` for torchvision's IMAGENET1K_V1 weights, downloaded once; ``"none"`` to
+            start from random numbers; else the path of a ``.pth`` file with a ResNet's state dict.
+        trainable_layers: how many stages, counted from the last, are trained; batch normalisation is frozen.
+            With ``weights="none"`` everything is trained, normalisation included, for random numbers
+            that nobody trains would be of no use.
+
+    Returns:
+        The backbone; ``out_channels`` is 256.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    build, imagenet = _RESNETS[depth]
+    if weights == "none":
+        return _resnet_fpn_extractor(build(weights=None), trainable_layers=5)
+    if weights == "imagenet":
+        state = _fetch_imagenet(imagenet, depth)
+    else:
+        state = torch.load(_existing_file(weights), map_location="cpu", weights_only=True)
+    resnet = build(weights=None, norm_layer=FrozenBatchNorm2d)
+    # the classifier is not used, and frozen normalisation keeps no batch counter
+    state = {
+        k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")
+    }
+    problems = resnet.load_state_dict(state, strict=False)
+    missing = [key for key in problems.missing_keys if not key.startswith("fc.")]
+    if missing or problems.unexpected_keys:
+        wrong = f"lacks {missing[:3]} and has unknown {problems.unexpected_keys[:3]}"
+        raise ValueError(f"weights={weights} must hold the state dict of a ResNet-{depth}, but it {wrong}")
+    return _resnet_fpn_extractor(resnet, trainable_layers)
+
+
+class MiniFPN(nn.Module):
+    """A narrow residual network with a feature pyramid, for images of about 128 px.
+
+    Args:
+        stage_channels: channels of each stage; stage ``i`` works at stride ``4 * 2**i``; multiples of 16.
+        blocks_per_stage: residual blocks in a stage; 2 is ResNet-18's number.
+        out_channels: channels of every level of the pyramid; a multiple of 16.
+        normalization: ``"group"`` is indifferent to the batch and to its mix of real and synthetic images;
+            ``"batch"`` is torchvision's, trained from the start.
+
+    Raises:
+        ValueError: if a number of channels is no multiple of 16.
+    """
+
+    @validate_call
+    def __init__(
+        self,
+        *,
+        stage_channels: tuple[int, ...] = (48, 64, 96, 128),
+        blocks_per_stage: Annotated[int, Field(ge=1)] = 1,
+        out_channels: Annotated[int, Field(ge=16)] = 64,
+        normalization: Literal["group", "batch"] = "group",
+    ) -> None:
+        super().__init__()
+        for channels in (*stage_channels, out_channels):
+            if channels % _CHANNELS_PER_GROUP:
+                raise ValueError(f"channels must be multiples of {_CHANNELS_PER_GROUP}, got {channels}")
+        norm_layer = _group_norm if normalization == "group" else nn.BatchNorm2d
+        width = stage_channels[0] // 2
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), norm_layer(width), nn.ReLU(inplace=True)
+        )
+        self.stages = nn.ModuleList()
+        for channels in stage_channels:
+            blocks = [_residual_block(width, channels, 2, norm_layer)]
+            blocks += [
+                _residual_block(channels, channels, 1, norm_layer) for _ in range(blocks_per_stage - 1)
+            ]
+            self.stages.append(nn.Sequential(*blocks))
+            width = channels
+        self.fpn = FeaturePyramidNetwork(list(stage_channels), out_channels, norm_layer=norm_layer)
+        self.out_channels = out_channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return levels ``"i"``, [B, out_channels, H / s, W / s], s = 4 * 2^i, of float32[B, 3, H, W]."""
+        features = self.stem(images)
+        levels = OrderedDict()
+        for index, stage in enumerate(self.stages):
+            features = stage(features)
+            levels[str(index)] = features
+        return self.fpn(levels)
+
+
+def _residual_block(
+    width_in: int, width: int, stride: int, norm_layer: Callable[[int], nn.Module]
+) -> BasicBlock:
+    shortcut = None
+    if stride > 1 or width_in != width:
+        shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), norm_layer(width))
+    return BasicBlock(width_in, width, stride, shortcut, norm_layer=norm_layer)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(channels // _CHANNELS_PER_GROUP, 1), channels)
+
+
+def _existing_file(path: str) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights must be 'imagenet', 'none' or the path of a file, got {path!r}")
+    return Path(path)
+
+
+def _fetch_imagenet(weights: ResNet50_Weights | ResNet101_Weights, depth: int) -> dict[str, Tensor]:
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"weights='imagenet' needs {weights.url}, which could not be fetched ({error}); "
+            "download it elsewhere and give its path as weights, "
+            f"or train ResNet-{depth} from random numbers with weights='none'"
+        ) from error

@@ -1,0 +1,190 @@
+"""What Mask R-CNN does with each region of interest: classify it, move its box, draw its mask.
+
+torchvision's ``RoIHeads`` with two switches. Per-class masks of 1203 classes cost 461 MB an image in
+training (128 regions x 1204 x 28 x 28 float32); one mask a region costs 0.4 MB. With one box and one mask a
+region, the detections of several classes on the same region also share the work of the mask branch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
+from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
+
+_SMOOTH_L1_BETA = 1 / 9  # as in torchvision's fastrcnn_loss
+_MIN_BOX_SIDE_PX = 1e-2
+
+
+class BoxPredictor(nn.Module):
+    """Class logits and box offsets of pooled features; keys as in torchvision's ``FastRCNNPredictor``.
+
+    Args:
+        in_channels: length of a feature vector.
+        num_logits: classes with the background.
+        num_boxes: boxes a region: 1 when all classes share it, else ``num_logits``.
+    """
+
+    def __init__(self, in_channels: int, num_logits: int, num_boxes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_logits)
+        self.bbox_pred = nn.Linear(in_channels, num_boxes * 4)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [R, num_logits] and offsets [R, num_boxes * 4] of float32[R, in_channels]."""
+        return self.cls_score(features), self.bbox_pred(features)
+
+
+class InstanceHeads(RoIHeads):
+    """Box and mask branch with optional sharing of boxes and masks among the classes.
+
+    In training: torchvision's losses, under its names. In evaluation each image gets ``boxes`` float32[N,
+    4] in pixels of the resized image, ``labels`` int64[N], ``scores`` float32[N] falling, and ``roi_masks``
+    float32[N, 1, M, M]: the probability of the object inside its box, not pasted into the image.
+
+    Args:
+        class_agnostic_boxes: one box a region, for all classes.
+        class_agnostic_masks: one mask a region, for all classes.
+        classification_loss: ``(logits [R, C + 1], labels int64[R]) -> scalar``.
+        **kwargs: the arguments of torchvision's ``RoIHeads``.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_agnostic_boxes: bool,
+        class_agnostic_masks: bool,
+        classification_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.class_agnostic_boxes = class_agnostic_boxes
+        self.class_agnostic_masks = class_agnostic_masks
+        self.classification_loss = classification_loss
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return ``([], losses)`` in training, ``(predictions, {})`` in evaluation."""
+        if self.training:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        return self._predictions(features, proposals, image_shapes), {}
+
+    def _losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Sequence[Mapping[str, Tensor]] | None,
+    ) -> dict[str, Tensor]:
+        proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
+        logits, box_regression = self._box_branch(features, proposals, image_shapes)
+        positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
+        all_labels = torch.cat(labels)
+
+        # only the regions on an object have a mask to learn
+        mask_proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
+        mask_matched = [index[keep] for index, keep in zip(matched, positive, strict=True)]
+        mask_logits = self._mask_branch(features, mask_proposals, image_shapes)
+        return {
+            "loss_classifier": self.classification_loss(logits, all_labels),
+            "loss_box_reg": self._box_loss(box_regression, torch.cat(offsets), all_labels),
+            "loss_mask": self._mask_loss(mask_logits, mask_proposals, mask_matched, targets),
+        }
+
+    def _box_loss(self, box_regression: Tensor, offsets: Tensor, labels: Tensor) -> Tensor:
+        """Smooth L1 over the regions on an object, divided by all sampled regions, as in Fast R-CNN."""
+        positive = torch.where(labels > 0)[0]
+        channel = torch.zeros_like(positive) if self.class_agnostic_boxes else labels[positive]
+        predicted = box_regression.unflatten(1, (-1, 4))[positive, channel]  # [R+, 4]
+        loss = F.smooth_l1_loss(predicted, offsets[positive], beta=_SMOOTH_L1_BETA, reduction="sum")
+        return loss / labels.numel()
+
+    def _mask_loss(
+        self,
+        mask_logits: Tensor,
+        proposals: list[Tensor],
+        matched: list[Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+    ) -> Tensor:
+        """Binary cross entropy of the mask of each region on an object, against its instance cut to it.
+
+        torchvision's own cuts half a pixel off the mark (``roi_align`` with ``aligned=False``), which its way
+        of pasting partly makes up for; here both are exact.
+        """
+        if not len(mask_logits):
+            return mask_logits.sum() * 0
+        side = mask_logits.shape[-1]
+        wanted, channel = [], []
+        for boxes, index, target in zip(proposals, matched, targets, strict=True):
+            rois = torch.cat([index[:, None].to(boxes), boxes], dim=1)  # [R+, 5]: the "image" is the instance
+            masks = target["masks"][:, None].to(boxes)
+            wanted.append(roi_align(masks, rois, (side, side), aligned=True)[:, 0])
+            channel.append(self._mask_channel(target["labels"])[index])
+        logits = mask_logits[torch.arange(len(mask_logits), device=mask_logits.device), torch.cat(channel)]
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted))
+
+    def _predictions(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        logits, box_regression = self._box_branch(features, proposals, image_shapes)
+        counts = [len(boxes) for boxes in proposals]
+        all_boxes = self.box_coder.decode(box_regression, proposals).split(
+            counts
+        )  # [R, 1 or C + 1, 4] an image
+        all_scores = F.softmax(logits, dim=-1).split(counts)
+        found = [self._select(*image) for image in zip(all_boxes, all_scores, image_shapes, strict=True)]
+
+        # detections of one region that share its box and its mask differ in class only: draw that mask once
+        share = self.class_agnostic_boxes and self.class_agnostic_masks
+        drawn = [
+            _first_of_each(region if share else torch.arange(len(region), device=region.device))
+            for _, region in found
+        ]
+        mask_boxes = [p["boxes"][first] for (p, _), (first, _) in zip(found, drawn, strict=True)]
+        mask_labels = [p["labels"][first] for (p, _), (first, _) in zip(found, drawn, strict=True)]
+        mask_logits = self._mask_branch(features, mask_boxes, image_shapes)
+        roi_masks = maskrcnn_inference(mask_logits, [self._mask_channel(labels) for labels in mask_labels])
+        for (prediction, _), (_, index), masks in zip(found, drawn, roi_masks, strict=True):
+            prediction["roi_masks"] = masks[index]
+        return [prediction for prediction, _ in found]
+
+    def _select(
+        self, boxes: Tensor, scores: Tensor, image_shape: tuple[int, int]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Turn ``boxes`` [R, 1 or C + 1, 4], ``scores`` [R, C + 1] into detections and their regions."""
+        region, label = torch.where(scores[:, 1:] > self.score_thresh)
+        label = label + 1
+        score = scores[region, label]
+        box = boxes[region, torch.zeros_like(label) if self.class_agnostic_boxes else label]
+        box = clip_boxes_to_image(box, image_shape)
+        large = ((box[:, 2:] - box[:, :2]) >= _MIN_BOX_SIDE_PX).all(dim=1)
+        box, score, label, region = box[large], score[large], label[large], region[large]
+        keep = batched_nms(box, score, label, self.nms_thresh)[: self.detections_per_img]
+        return {"boxes": box[keep], "labels": label[keep], "scores": score[keep]}, region[keep]
+
+    def _mask_channel(self, labels: Tensor) -> Tensor:
+        return torch.zeros_like(labels) if self.class_agnostic_masks else labels
+
+    def _box_branch(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+        return logits.float(), offsets.float()  # losses and softmax in full precision under autocast
+
+    def _mask_branch(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))).float()
+
+
+def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a position of each distinct value, and for every element which of those values it has."""
+    distinct, index = torch.unique(values, return_inverse=True)
+    positions = torch.arange(len(values), device=values.device)
+    return positions.new_zeros(len(distinct)).scatter_(0, index, positions), index
