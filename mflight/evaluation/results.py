@@ -1,0 +1,192 @@
+"""A results list in LVIS format (image_id, category_id, score, bbox, segmentation) as arrays.
+
+Read in pieces, so that neither a second copy of the predictions nor an outline that no overlap asks for is
+held.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+
+from mflight.evaluation.detections import Detections, concatenate
+from mflight.evaluation.ground_truth import GroundTruth, cells_of, is_member
+from mflight.evaluation.overlap import Rle, mask_areas, outline_to_rle
+
+IOU_TYPES = ("bbox", "segm")
+_KEY_OF_IOU_TYPE = {"bbox": "bbox", "segm": "segmentation"}
+_PIECE = 20_000
+
+
+class _Entry(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+    score: float
+    bbox: tuple[float, float, float, float] | UnsetType = UNSET
+    segmentation: Rle | list[list[float]] | UnsetType = UNSET
+
+
+_decoder = msgspec.json.Decoder(_Entry)
+_piece_decoder = msgspec.json.Decoder(list[_Entry])
+
+
+def read_results(source: str | Path | Sequence[dict[str, Any]], ground_truth: GroundTruth) -> Detections:
+    """Read and check a results file, or a list of dictionaries, which stays as it is.
+
+    Args:
+        source: path of a JSON file, or its content.
+        ground_truth: the annotations that the results answer.
+
+    Returns:
+        All detections in file order: with boxes, masks or both, whatever the first entry holds.
+
+    Raises:
+        ValueError: if the content is no list, or if an entry lacks a key, holds a value of another type, has
+            neither box nor mask, not the same of them as the first entry, an unknown image or category id, a
+            score that is not finite, or an RLE of another size than its image.
+    """
+    if isinstance(source, str | Path):
+        place = str(source)
+        entries = _open_results(Path(source))
+    else:
+        place = "results"
+        if not isinstance(source, list | tuple):
+            raise ValueError(f"results must be a list of dictionaries, got a {type(source).__name__}")
+        entries = source
+    if not entries:
+        return _no_detections()
+    iou_types: tuple[str, ...] = ()
+    parts = []
+    for start in range(0, len(entries), _PIECE):
+        piece = _parse_piece(entries[start : start + _PIECE], start, place)
+        iou_types = iou_types or _iou_types_of(piece[0], f"{place}: entry 0")
+        parts.append(_to_detections(piece, iou_types, ground_truth, start, place))
+    return concatenate(parts)
+
+
+def _open_results(path: Path) -> list[msgspec.Raw]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"predictions must be a JSON file in LVIS's results format, found no file at {path}"
+        )
+    data = path.read_bytes()
+    if not data.lstrip()[:1] == b"[":
+        raise ValueError(
+            f"{path} must hold a list of results, it starts with {data.lstrip()[:20].decode()!r}"
+        )
+    try:
+        return msgspec.json.decode(data, type=list[msgspec.Raw])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def _parse_piece(piece: Sequence[Any], start: int, place: str) -> list[_Entry]:
+    is_json = isinstance(piece[0], msgspec.Raw)
+    try:
+        if is_json:
+            return _piece_decoder.decode(b"[" + b",".join(piece) + b"]")
+        return msgspec.convert(piece, list[_Entry])
+    except msgspec.ValidationError:
+        for index, raw in enumerate(piece, start=start):
+            try:
+                _decoder.decode(raw) if is_json else msgspec.convert(raw, _Entry)
+            except msgspec.ValidationError as error:
+                content = msgspec.json.decode(raw) if is_json else raw
+                held = f"the keys {sorted(content)}" if isinstance(content, dict) else repr(content)
+                raise ValueError(
+                    f"{place}: entry {index} is no LVIS result: {error}; it holds {held}"
+                ) from None
+        raise
+
+
+def _iou_types_of(entry: _Entry, place: str) -> tuple[str, ...]:
+    held = tuple(key for key in IOU_TYPES if getattr(entry, _KEY_OF_IOU_TYPE[key]) is not UNSET)
+    if not held:
+        raise ValueError(f'{place} must hold "bbox", "segmentation" or both, it holds neither')
+    return held
+
+
+def _to_detections(
+    piece: list[_Entry], iou_types: tuple[str, ...], ground_truth: GroundTruth, start: int, place: str
+) -> Detections:
+    _check_uniform(piece, iou_types, start, place)
+    scores = np.array([entry.score for entry in piece], dtype=np.float64)
+    if not np.isfinite(scores).all():
+        index = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(f"{place}: entry {start + index} must have a finite score, got {scores[index]}")
+    image_ids, category_ids = [e.image_id for e in piece], [e.category_id for e in piece]
+    image_index = _known("image_id", image_ids, ground_truth.image_ids, start, place)
+    category_index = _known("category_id", category_ids, ground_truth.category_ids, start, place)
+    boxes_xywh = np.array([entry.bbox for entry in piece]) if "bbox" in iou_types else None
+    segmentations = None
+    if "segm" in iou_types:
+        sizes_hw = ground_truth.image_hw[image_index].tolist()
+        segmentations = [entry.segmentation for entry in piece]
+        _check_rles(segmentations, sizes_hw, start, place)
+    if boxes_xywh is None:
+        areas_px = mask_areas(
+            [outline_to_rle(o, *size) for o, size in zip(segmentations, sizes_hw, strict=True)]
+        )
+    else:
+        areas_px = boxes_xywh[:, 2] * boxes_xywh[:, 3]
+    if segmentations is not None:
+        cells = cells_of(image_index, category_index, ground_truth.num_categories)
+        wanted = is_member(cells, ground_truth.cells).tolist()
+        segmentations = [
+            outline if keep else None for outline, keep in zip(segmentations, wanted, strict=True)
+        ]
+    return Detections(
+        image_index=image_index,
+        category_index=category_index,
+        scores=scores,
+        areas_px=areas_px,
+        boxes_xywh=boxes_xywh,
+        segmentations=segmentations,
+    )
+
+
+def _known(key: str, ids: list[int], known_ids: np.ndarray, start: int, place: str) -> np.ndarray:
+    unknown = np.flatnonzero(~is_member(np.asarray(ids), known_ids))
+    if len(unknown):
+        value, index = ids[unknown[0]], start + unknown[0]
+        raise ValueError(f"{place}: entry {index} has {key} {value}, which the ground truth does not list")
+    return np.searchsorted(known_ids, ids)
+
+
+def _check_uniform(piece: list[_Entry], iou_types: tuple[str, ...], start: int, place: str) -> None:
+    has_box, has_mask = "bbox" in iou_types, "segm" in iou_types
+    for index, entry in enumerate(piece, start=start):
+        if (entry.bbox is not UNSET) is not has_box or (entry.segmentation is not UNSET) is not has_mask:
+            held = _iou_types_of(entry, f"{place}: entry {index}")
+            raise ValueError(f"{place}: entry {index} holds {held}, but the first entry holds {iou_types}")
+
+
+def _check_rles(outlines: list[Rle | list], sizes_hw: list[list[int]], start: int, place: str) -> None:
+    for index, (outline, (height_px, width_px)) in enumerate(
+        zip(outlines, sizes_hw, strict=True), start=start
+    ):
+        if isinstance(outline, list):
+            continue
+        if not isinstance(outline.counts, str | bytes | list):
+            raise ValueError(
+                f"{place}: entry {index} must have RLE counts as text or list, got {outline.counts!r}"
+            )
+        if outline.size != (height_px, width_px):
+            raise ValueError(
+                f"{place}: entry {index} has an RLE of size {list(outline.size)}, but its image has "
+                f"{[height_px, width_px]}"
+            )
+
+
+def _no_detections() -> Detections:
+    return Detections(
+        image_index=np.zeros(0, dtype=np.int64),
+        category_index=np.zeros(0, dtype=np.int64),
+        scores=np.zeros(0),
+        areas_px=np.zeros(0),
+        boxes_xywh=np.zeros((0, 4)),
+        segmentations=[],
+    )

@@ -1,0 +1,295 @@
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mflight.evaluation.lvis_ap import LVISEvaluator
+from mflight.evaluation.scoring import score_results
+
+NAMES = {"AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm", "ARl"}
+
+
+def assert_equal_to_lvis(world, ground_truth, results, iou_types=("bbox", "segm"), evaluator=None):
+    evaluator = evaluator or score_results(ground_truth=ground_truth, results=results, num_workers=0)
+    figures, rows = evaluator.compute(), evaluator.per_class()
+    assert tuple(figures) == iou_types
+    for iou_type in iou_types:
+        expected, expected_per_class = world.run_lvis_package(ground_truth, results, iou_type)
+        assert set(figures[iou_type]) == NAMES == set(expected)
+        for name, value in expected.items():
+            ours = figures[iou_type][name]
+            assert (ours / 100 if value != -1 else ours) == pytest.approx(value, abs=1e-6), (iou_type, name)
+        ours = np.array([row[f"{iou_type}/AP"] for row in rows])
+        np.testing.assert_allclose(np.where(ours == -1, -1, ours / 100), expected_per_class, atol=1e-6)
+    return figures
+
+
+def feed(evaluator, results, image_ids=None):
+    by_image = {}
+    for result in results:
+        by_image.setdefault(result["image_id"], []).append(result)
+    for image_id in by_image if image_ids is None else image_ids:
+        own = by_image.get(image_id, [])
+        boxes = np.array([result["bbox"] for result in own]).reshape(-1, 4)
+        evaluator.update(
+            image_id=image_id,
+            boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+            scores=[result["score"] for result in own],
+            category_ids=[result["category_id"] for result in own],
+            rles=[result["segmentation"] for result in own],
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("ties", [False, True])
+def test_figures_equal_the_lvis_package(world, seed, ties):
+    ground_truth = world.make_ground_truth(seed)
+    figures = assert_equal_to_lvis(
+        world, ground_truth, world.make_results(ground_truth, seed + 100, ties=ties)
+    )
+    assert 5 < figures["segm"]["AP"] < 95
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_more_than_300_detections_an_image_equal_the_lvis_package(world, ties):
+    ground_truth = world.make_ground_truth(7, num_images=6)
+    results = world.make_results(ground_truth, 8, per_image=450, ties=ties)
+    assert_equal_to_lvis(world, ground_truth, results)
+
+
+def test_all_detections_in_one_crowded_class_equal_the_lvis_package(world):
+    ground_truth = world.make_ground_truth(9, num_images=8)
+    results = world.make_results(ground_truth, 10, per_image=120, ties=True)
+    category_id = ground_truth["annotations"][0]["category_id"]
+    for entry in (*ground_truth["annotations"], *results):
+        entry["category_id"] = category_id
+    assert_equal_to_lvis(world, ground_truth, results)
+
+
+def test_masks_alone_use_the_area_of_the_mask(world):
+    ground_truth = world.make_ground_truth(11)
+    results = world.make_results(ground_truth, 12)
+    with_boxes = score_results(ground_truth=ground_truth, results=results).compute()["segm"]
+    for result in results:
+        del result["bbox"]
+    alone = assert_equal_to_lvis(world, ground_truth, results, iou_types=("segm",))["segm"]
+    assert alone["AP"] == with_boxes["AP"]
+    assert alone["APm"] != with_boxes["APm"]
+
+
+def test_boxes_alone_are_scored_as_boxes(world):
+    ground_truth = world.make_ground_truth(13)
+    results = world.make_results(ground_truth, 14)
+    for result in results:
+        del result["segmentation"]
+    assert_equal_to_lvis(world, ground_truth, results, iou_types=("bbox",))
+
+
+def test_ignored_instances_and_annotation_id_zero_equal_the_lvis_package(world):
+    ground_truth = world.make_ground_truth(15)
+    for annotation in ground_truth["annotations"][::4]:
+        annotation["ignore"] = 1
+    ground_truth["annotations"][1]["id"] = 0
+    assert_equal_to_lvis(world, ground_truth, world.make_results(ground_truth, 16, ties=True))
+
+
+def test_only_images_without_annotations_give_minus_one(world):
+    ground_truth = world.make_ground_truth(17)
+    results = world.make_results(ground_truth, 18)
+    ground_truth["annotations"] = []
+    figures = assert_equal_to_lvis(world, ground_truth, results)
+    assert set(figures["bbox"].values()) == {-1.0}
+
+
+def test_no_detection_at_all_gives_zero(world):
+    figures = score_results(ground_truth=world.make_ground_truth(19), results=[]).compute()
+    assert figures["segm"]["AP"] == figures["bbox"]["AR"] == 0.0
+
+
+def test_update_per_image_equals_the_lvis_package_and_leaves_its_arguments(world):
+    ground_truth = world.make_ground_truth(20)
+    results = world.make_results(ground_truth, 21, ties=True)
+    kept = copy.deepcopy((ground_truth, results))
+    evaluator = LVISEvaluator(ground_truth=ground_truth)
+    feed(evaluator, results)
+    assert_equal_to_lvis(world, ground_truth, results, evaluator=evaluator)
+    assert (ground_truth, results) == kept
+
+
+def test_worker_processes_change_nothing(world):
+    ground_truth = world.make_ground_truth(22)
+    results = world.make_results(ground_truth, 23)
+    alone = score_results(ground_truth=ground_truth, results=results, num_workers=0)
+    shared = score_results(ground_truth=ground_truth, results=results, num_workers=1)
+    assert alone.compute() == shared.compute()
+
+
+def test_merged_ranks_equal_one_rank_with_images_that_two_ranks_saw(world):
+    ground_truth = world.make_ground_truth(24)
+    results = world.make_results(ground_truth, 25, ties=True)
+    image_ids = [image["id"] for image in ground_truth["images"]]
+    one = LVISEvaluator(ground_truth=ground_truth)
+    feed(one, results)
+    ranks = [LVISEvaluator(ground_truth=ground_truth) for _ in range(3)]
+    for number, rank in enumerate(ranks):
+        feed(rank, results, [*image_ids[number::3], image_ids[(number + 1) % 3]])
+    states = [pickle.loads(pickle.dumps(rank.state())) for rank in ranks]
+    for rank in ranks:
+        rank.merge(states)
+        assert rank.compute() == one.compute()
+        assert rank.per_class() == one.per_class()
+        assert rank.updated_image_ids == sorted(image_ids)
+
+
+def test_restricted_to_images_equals_the_lvis_package_on_those_images(world):
+    ground_truth = world.make_ground_truth(26)
+    results = world.make_results(ground_truth, 27)
+    evaluator = score_results(ground_truth=ground_truth, results=results)
+    chosen = [image["id"] for image in ground_truth["images"][:12]]
+    few = {
+        "images": ground_truth["images"][:12],
+        "categories": ground_truth["categories"],
+        "annotations": [a for a in ground_truth["annotations"] if a["image_id"] in chosen],
+    }
+    expected, _ = world.run_lvis_package(few, [r for r in results if r["image_id"] in chosen], "segm")
+    assert evaluator.compute(image_ids=chosen)["segm"]["AP"] == pytest.approx(100 * expected["AP"], abs=1e-4)
+    assert evaluator.compute()["segm"]["AP"] != evaluator.compute(image_ids=chosen)["segm"]["AP"]
+
+
+def test_reset_forgets_detections(world):
+    ground_truth = world.make_ground_truth(28)
+    results = world.make_results(ground_truth, 29)
+    evaluator = LVISEvaluator(ground_truth=ground_truth)
+    feed(evaluator, results)
+    first = evaluator.compute()
+    evaluator.reset()
+    assert evaluator.compute()["segm"]["AP"] == 0.0
+    feed(evaluator, results)
+    assert evaluator.compute() == first
+
+
+def tiny_ground_truth():
+    """One image: category 5 has two 40 x 40 squares, 9 is known to be absent, nothing is known of 7."""
+    squares = [[0, 0, 40, 40], [50, 50, 40, 40]]
+    return {
+        "images": [
+            {"id": 3, "height": 100, "width": 100, "neg_category_ids": [9], "not_exhaustive_category_ids": []}
+        ],
+        "categories": [{"id": c, "name": str(c), "frequency": f} for c, f in ((5, "r"), (7, "c"), (9, "f"))],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": 3,
+                "category_id": 5,
+                "bbox": box,
+                "area": 1600.0,
+                "segmentation": rectangle(box),
+            }
+            for i, box in enumerate(squares, start=1)
+        ],
+    }
+
+
+def rectangle(box):
+    x, y, w, h = box
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def test_hand_worked_case():
+    """Right at 0.9, wrong at 0.8, right at 0.7: precision 1 at 51 recall levels, 2/3 at 50."""
+    evaluator = LVISEvaluator(ground_truth=tiny_ground_truth(), iou_types=("bbox",))
+    evaluator.update(
+        image_id=3,
+        boxes_xyxy=np.array(
+            [[0, 0, 40, 40], [0, 60, 40, 100], [50, 50, 90, 90], [0, 0, 9, 9], [1, 1, 9, 9.0]]
+        ),
+        scores=np.array([0.9, 0.8, 0.7, 0.95, 0.95]),
+        category_ids=np.array([5, 5, 5, 7, 9]),
+    )
+    figures = evaluator.compute()["bbox"]
+    expected = 100 * (51 + 50 * 2 / 3) / 101
+    for name in ("AP", "AP50", "AP75", "APm", "APr"):
+        assert figures[name] == pytest.approx(expected, abs=1e-9)
+    assert figures["AR"] == figures["ARm"] == 100.0
+    assert figures["APc"] == figures["APf"] == figures["APs"] == figures["ARl"] == -1.0
+    rows = evaluator.per_class()
+    assert [(row["category_id"], row["frequency"], row["num_instances"]) for row in rows] == [
+        (5, "rare", 2),
+        (7, "common", 0),
+        (9, "frequent", 0),
+    ]
+    assert rows[0]["bbox/AP"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_not_exhaustive_class_forgives_the_wrong_detection():
+    ground_truth = tiny_ground_truth()
+    ground_truth["images"][0]["not_exhaustive_category_ids"] = [5]
+    results = [
+        {"image_id": 3, "category_id": 5, "score": s, "bbox": box}
+        for s, box in ((0.9, [0, 0, 40, 40]), (0.8, [0, 60, 40, 40]), (0.7, [50, 50, 40, 40]))
+    ]
+    assert score_results(ground_truth=ground_truth, results=results).compute()["bbox"]["AP"] == pytest.approx(
+        100.0
+    )
+
+
+def test_coco_format_without_negatives_counts_every_class():
+    ground_truth = tiny_ground_truth()
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        del ground_truth["images"][0][key]
+    ground_truth["annotations"][1]["category_id"] = 7
+    results = [
+        {"image_id": 3, "category_id": c, "score": s, "bbox": [0, 0, 40, 40]} for c, s in ((5, 0.9), (7, 0.8))
+    ]
+    figures = score_results(ground_truth=ground_truth, results=results).compute()["bbox"]
+    assert (figures["APr"], figures["APc"]) == (pytest.approx(100.0), 0.0)
+
+
+def square_rle(size):
+    rle = coco_mask.frPyObjects(rectangle([0, 0, 40, 40]), *size)[0]
+    return {"size": rle["size"], "counts": rle["counts"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_id": 4}, "image id 4 is not one of the 1"),
+        ({"category_ids": [6]}, "image 3: category id 6 is not one of the 3"),
+        ({"scores": [0.5, 0.5]}, r"image 3 .*'scores': 2"),
+        ({"scores": [float("nan")]}, "finite scores, got nan"),
+        ({"rles": None}, "image 3 must have rles .* got None"),
+        (
+            {"rles": [square_rle((50, 60))]},
+            r"rles\[0\] must have the image's size \[100, 100\], got \[50, 60\]",
+        ),
+    ],
+)
+def test_update_errors_name_value_and_place(changes, message):
+    evaluator = LVISEvaluator(ground_truth=tiny_ground_truth())
+    detections = {
+        "image_id": 3,
+        "boxes_xyxy": [[0, 0, 40, 40]],
+        "scores": [0.5],
+        "category_ids": [5],
+        "rles": [square_rle((100, 100))],
+    }
+    with pytest.raises(ValueError, match=message):
+        evaluator.update(**{**detections, **changes})
+    evaluator.update(**detections)
+    with pytest.raises(ValueError, match="image 3 comes a second time"):
+        evaluator.update(**detections)
+
+
+def test_merge_refuses_other_iou_types():
+    boxes_only = LVISEvaluator(ground_truth=tiny_ground_truth(), iou_types=("bbox",))
+    with pytest.raises(ValueError, match=r"states\[0\] must hold \['bbox', 'segm'\], it holds \['bbox'\]"):
+        LVISEvaluator(ground_truth=tiny_ground_truth()).merge([boxes_only.state()])
+
+
+@pytest.mark.parametrize("setting", [{"iou_types": ("mask",)}, {"iou_types": ()}, {"max_detections": 0}])
+def test_constructor_refuses_bad_settings(setting):
+    (key,) = setting
+    with pytest.raises(ValueError, match=key):
+        LVISEvaluator(ground_truth=tiny_ground_truth(), **setting)

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+
+from mflight.evaluation.ground_truth import GroundTruth
+from mflight.evaluation.results import read_results
+
+GROUND_TRUTH = {
+    "images": [{"id": 3, "height": 20, "width": 30, "neg_category_ids": []}],
+    "categories": [{"id": 5, "name": "cup", "image_count": 11}, {"id": 8, "name": "cap"}],
+    "annotations": [{"id": 1, "image_id": 3, "category_id": 5, "bbox": [0, 0, 9, 9], "area": 81}],
+}
+BOX = {"image_id": 3, "category_id": 5, "score": 0.5, "bbox": [1, 2, 3, 4]}
+
+
+@pytest.fixture(params=["file", "list"])
+def read(request, tmp_path):
+    def read_either_way(entries):
+        if request.param == "list":
+            return read_results(entries, GroundTruth.load(GROUND_TRUTH))
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps(entries))
+        return read_results(path, GroundTruth.load(GROUND_TRUTH))
+
+    return read_either_way
+
+
+def without(key):
+    return {name: value for name, value in BOX.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (without("score"), "entry 2 .*required field `score`.*'bbox', 'category_id', 'image_id'"),
+        (without("image_id"), "entry 2 .*required field `image_id`"),
+        (without("bbox"), "entry 2 must hold .* it holds neither"),
+        ({**BOX, "bbox": [1, 2, 3]}, r"entry 2 .*length 4.* at `\$\.bbox`"),
+        ({**BOX, "score": "high"}, "entry 2 .*float.*str"),
+        ({**BOX, "image_id": 4}, "entry 2 has image_id 4, which the ground truth"),
+        ({**BOX, "category_id": 6}, "entry 2 has category_id 6, which"),
+        (7, "entry 2 .*it holds 7"),
+        ({**BOX, "segmentation": {"size": [20, 30], "counts": "x"}}, "entry 2 holds .*'segm'.* first entry"),
+    ],
+)
+def test_bad_entries_are_named(read, entry, message):
+    with pytest.raises(ValueError, match=message):
+        read([BOX, BOX, entry])
+
+
+def test_rle_must_have_the_size_of_its_image(read):
+    with pytest.raises(ValueError, match=r"entry 0 .*size \[30, 20\], but its image has \[20, 30\]"):
+        read([{**BOX, "segmentation": {"size": [30, 20], "counts": "x"}}])
+
+
+@pytest.mark.parametrize("content", ['{"annotations": []}', '"text"'])
+def test_a_file_that_is_no_list_is_refused(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json must hold a list of results, it starts with '.*t"):
+        read_results(path, GroundTruth.load(GROUND_TRUTH))
+
+
+def test_a_broken_file_is_refused(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text('[{"image_id": 3')
+    with pytest.raises(ValueError, match=r"results\.json is not valid JSON.*truncated"):
+        read_results(path, GroundTruth.load(GROUND_TRUTH))
+
+
+def test_boxes_keep_the_order_of_the_file(read):
+    detections = read([{**BOX, "score": score} for score in (0.2, 0.9, 0.4)])
+    assert detections.scores.tolist() == [0.2, 0.9, 0.4]
+    assert detections.areas_px.tolist() == [12.0, 12.0, 12.0]
+    assert detections.segmentations is None
+
+
+def test_frequency_comes_from_the_image_count_or_stays_open():
+    assert GroundTruth.load(GROUND_TRUTH).frequencies == ("common", "")
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "message"),
+    [
+        ("images", {"id": 3, "height": 2, "width": 2, "neg_category_ids": []}, "image id 3 is listed twice"),
+        ("images", {"id": 4, "height": 2, "width": 2}, "neg_category_ids, image 4 does not"),
+        ("categories", {"id": 9, "frequency": "x"}, 'category 9 has "x"'),
+        (
+            "annotations",
+            {"id": 1, "image_id": 3, "category_id": 5, "bbox": [0] * 4, "area": 1},
+            "annotation id 1",
+        ),
+        ("annotations", {"id": 2, "image_id": 4, "category_id": 5, "bbox": [0] * 4, "area": 1}, "image id 4"),
+        (
+            "annotations",
+            {"id": 2, "image_id": 3, "category_id": 6, "bbox": [0] * 4, "area": 1},
+            "category id 6",
+        ),
+        (
+            "annotations",
+            {"id": 2, "image_id": 3, "category_id": 5, "area": 1},
+            r"`bbox` - at `\$\.annotations\[1\]`",
+        ),
+    ],
+)
+def test_bad_ground_truth_is_named(part, entry, message):
+    with pytest.raises(ValueError, match=message):
+        GroundTruth.load({**GROUND_TRUTH, part: [*GROUND_TRUTH[part], entry]})
