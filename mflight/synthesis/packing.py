@@ -1,0 +1,112 @@
+"""A pool sample as tar members and back. No torch, no pickle."""
+
+import io
+import os
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from mflight.synthesis.shards import PoolError
+
+_SAMPLE_ID = re.compile(r"^[A-Za-z0-9_-]{1,80}$")  # no dot: WebDataset takes the name up to the first one
+
+
+@dataclass(frozen=True)
+class PoolSample:
+    """One synthetic image with its instances.
+
+    Attributes:
+        sample_id: 1 to 80 letters, digits, ``_`` or ``-``; unique in the pool.
+        image: ``uint8[H, W, 3]``, RGB.
+        annotations: per instance ``{"category_id", "region", "bbox": [x, y, w, h] px, "area": px²,
+            "segmentation": RLE}``.
+        regions: per region ``{"category_id", "box": [x1, y1, x2, y2] px, "rejected": None | rule name}``.
+        provenance: what is needed to make the sample again; JSON values.
+    """
+
+    sample_id: str
+    image: np.ndarray
+    annotations: list[dict[str, Any]]
+    regions: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+
+def count_rejected(regions: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many regions each rule rejected."""
+    counts: dict[str, int] = {}
+    for region in regions:
+        if region.get("rejected"):
+            counts[region["rejected"]] = counts.get(region["rejected"], 0) + 1
+    return counts
+
+
+def encode_sample(sample: PoolSample, image_format: Literal["jpeg", "png"], jpeg_quality: int) -> bytes:
+    """Pack a sample as tar members ``<sample_id>.jpg`` (or ``.png``) and ``<sample_id>.json``.
+
+    Args:
+        sample: the image and its instances.
+        image_format: ``"jpeg"`` or ``"png"``.
+        jpeg_quality: 1 to 100.
+
+    Returns:
+        The members with their headers, padded to 512 bytes.
+
+    Raises:
+        PoolError: if the id or the image is not of the form that ``PoolSample`` states.
+    """
+    if not _SAMPLE_ID.match(sample.sample_id):
+        raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', got {sample.sample_id!r}")
+    image = sample.image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype}{list(image.shape)}"
+        raise PoolError(f"sample {sample.sample_id}: image must be uint8[H, W, 3], got {got}")
+    buffer = io.BytesIO()
+    if image_format == "png":
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    else:
+        # 4:4:4, because halved chroma smears colour over the masks' edges
+        Image.fromarray(image).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
+    about = {name: getattr(sample, name) for name in ("sample_id", "annotations", "regions", "provenance")}
+    suffix = ".png" if image_format == "png" else ".jpg"
+    return _tar_member(sample.sample_id + suffix, buffer.getvalue()) + _tar_member(
+        sample.sample_id + ".json", msgspec.json.encode(about)
+    )
+
+
+def decode_sample(span: bytes, sample_id: str) -> PoolSample:
+    """Unpack what ``encode_sample`` packed.
+
+    Args:
+        span: the tar members.
+        sample_id: the id that the members must bear.
+
+    Returns:
+        The sample, its image decoded.
+
+    Raises:
+        PoolError: if the members are not those of a sample of that id.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(span)) as archive:
+            members = {os.path.splitext(one.name)[1]: archive.extractfile(one).read() for one in archive}
+        about = msgspec.json.decode(members.pop(".json"))
+        (picture,) = members.values()
+        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")) as opened:
+            image = np.array(opened.convert("RGB"))
+        sample = PoolSample(image=image, **about)
+    except (tarfile.TarError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise PoolError(f"sample {sample_id}: its members are not a sample's ({error})") from error
+    if sample.sample_id != sample_id:
+        raise PoolError(f"sample {sample_id}: the shard holds {sample.sample_id!r} at its place")
+    return sample
+
+
+def _tar_member(name: str, data: bytes) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)

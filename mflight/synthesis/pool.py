@@ -1,0 +1,252 @@
+"""The pool of synthetic images: a folder that generators append to and trainers read. No torch, no pickle."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mflight.synthesis.packing import PoolSample, count_rejected, decode_sample, encode_sample
+from mflight.synthesis.series import SeriesCounts, ShardSeries
+from mflight.synthesis.shards import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    DroppedLine,
+    IndexTail,
+    PoolError,
+    SampleLine,
+    list_indexes,
+    read_span,
+    shard_path,
+)
+from mflight.synthesis.signals import write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """Where one acknowledged sample lies: small, picklable, enough to read it from any process.
+
+    Attributes:
+        sample_id: the sample's name.
+        index: number of the request that it answers; gives samples an order that no race can change.
+        shard: file name of the tar shard.
+        offset: start of the span in the shard, in bytes.
+        size: length of the span, in bytes.
+        crc32: checksum of the span.
+        category_ids: of the instances in the image.
+        demand_step: the training step whose demand the request followed.
+    """
+
+    sample_id: str
+    index: int
+    shard: str
+    offset: int
+    size: int
+    crc32: int
+    category_ids: tuple[int, ...]
+    demand_step: int
+
+
+class PoolWriter:
+    """Appends samples to one writer's series of shards; a sample counts once its index line is on disk.
+
+    A name that a living writer holds, and a folder of another format, are refused with a ``PoolError``. When
+    the disk refuses (``OSError``), nothing of the sample is acknowledged and the writer can go on.
+
+    Args:
+        folder: the pool folder; made if absent.
+        writer_name: whose series it is; one living writer a name.
+        image_format: ``"jpeg"`` or ``"png"`` (lossless, about six times the bytes and slower).
+        jpeg_quality: 1 to 100.
+        shard_samples: a shard is sealed at this number of samples.
+        shard_bytes: a shard is sealed at this number of bytes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        writer_name: str,
+        *,
+        image_format: Literal["jpeg", "png"] = "jpeg",
+        jpeg_quality: int = 95,
+        shard_samples: int = 1000,
+        shard_bytes: int = 256 * 2**20,
+    ):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not check_pool_format(folder):
+            write_json(folder / "pool.json", {"format": FORMAT_NAME, "version": FORMAT_VERSION})
+        self._image_format, self._jpeg_quality = image_format, jpeg_quality
+        self._series = ShardSeries(folder, writer_name, shard_samples=shard_samples, shard_bytes=shard_bytes)
+
+    @property
+    def counts(self) -> SeriesCounts:
+        """What this writer's series holds, from its first day on."""
+        return self._series.counts
+
+    def append(self, sample: PoolSample, *, index: int = 0, demand_step: int = 0) -> None:
+        """Put a sample on disk and acknowledge it.
+
+        Args:
+            sample: the image and its instances.
+            index: number of the request that it answers.
+            demand_step: the training step whose demand the request followed.
+        """
+        span = encode_sample(sample, self._image_format, self._jpeg_quality)
+        line = SampleLine(
+            sample_id=sample.sample_id,
+            index=index,
+            offset=0,
+            size=0,
+            crc32=0,
+            category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
+            num_regions=len(sample.regions),
+            rejected=count_rejected(sample.regions),
+            demand_step=demand_step,
+            time_s=time.time(),
+        )
+        self._series.append(span, line)
+
+    def drop(self, sample_id: str, regions: list[dict[str, Any]], *, index: int = 0) -> None:
+        """Acknowledge a request whose canvas was dropped, so that no restart draws it again.
+
+        Args:
+            sample_id: the id that the sample would have had.
+            regions: its regions, with the rules that rejected them.
+            index: number of the request.
+        """
+        self._series.record(
+            DroppedLine(
+                sample_id=sample_id,
+                index=index,
+                num_regions=len(regions),
+                rejected=count_rejected(regions),
+                time_s=time.time(),
+            )
+        )
+
+    def close(self) -> None:
+        """Close the files and free the name."""
+        self._series.close()
+
+    def __enter__(self) -> "PoolWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PoolReader:
+    """Follows the indexes of a pool folder and reads samples by place; any number of readers may do so.
+
+    What is torn or foreign is logged once, noted in ``set_aside`` (file, or shard and offset, to the reason)
+    and never read; a folder of another format is refused with a ``PoolError``. ``dropped_ids`` names the
+    requests whose canvases were dropped.
+
+    Args:
+        folder: the pool folder; it may appear later.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.set_aside: dict[str, str] = {}
+        self.dropped_ids: set[str] = set()
+        self._tails: dict[str, IndexTail] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+        check_pool_format(self.folder)
+
+    def poll(self) -> list[SampleRef]:
+        """Return the samples acknowledged since the last call, in order of their requests.
+
+        A sample that comes again at another place (its first shard was damaged) is returned again.
+        """
+        refs: list[SampleRef] = []
+        for path in list_indexes(self.folder):
+            if path.name in self.set_aside:
+                continue
+            tail = self._tails.setdefault(path.name, IndexTail(path))
+            try:
+                lines = tail.read_new()
+            except (PoolError, OSError) as error:
+                self._put_aside(path.name, str(error))
+                continue
+            if lines:
+                self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
+                samples = [line for line in lines if isinstance(line, SampleLine)]
+                refs.extend(self._new_refs(shard_path(path), samples))
+        return sorted(refs, key=lambda ref: (ref.index, ref.sample_id))
+
+    def read(self, ref: SampleRef) -> PoolSample:
+        """Read one sample; a ``PoolError`` tells what is missing, torn or not a sample's.
+
+        Args:
+            ref: from ``poll``, of this reader or of another one of the same folder.
+
+        Returns:
+            The sample, its image decoded.
+        """
+        span = read_span(self.folder / ref.shard, ref.offset, ref.size, ref.crc32)
+        return decode_sample(span, ref.sample_id)
+
+    def _new_refs(self, shard: Path, lines: list[SampleLine]) -> list[SampleRef]:
+        shard_bytes = shard.stat().st_size if shard.exists() else 0
+        refs = []
+        for line in lines:
+            place = (shard.name, line.offset)
+            if line.offset + line.size > shard_bytes:
+                reason = (
+                    f"torn, {shard_bytes} bytes, sample {line.sample_id} ends at {line.offset + line.size}"
+                )
+                self._put_aside(f"{shard.name}@{line.offset}", f"{shard.name}: {reason}")
+            elif self._places.get(line.sample_id) != place:
+                self._places[line.sample_id] = place
+                refs.append(
+                    SampleRef(
+                        sample_id=line.sample_id,
+                        index=line.index,
+                        shard=shard.name,
+                        offset=line.offset,
+                        size=line.size,
+                        crc32=line.crc32,
+                        category_ids=line.category_ids,
+                        demand_step=line.demand_step,
+                    )
+                )
+        return refs
+
+    def _put_aside(self, name: str, reason: str) -> None:
+        if name not in self.set_aside:
+            self.set_aside[name] = reason
+            logger.warning("set aside in the pool: %s", reason)
+
+
+def check_pool_format(folder: Path) -> bool:
+    """Return whether the folder says it is a pool; False while it says nothing.
+
+    Args:
+        folder: the pool folder.
+
+    Returns:
+        True if its ``pool.json`` names this format and version.
+
+    Raises:
+        PoolError: if it says it is something else, or a pool of another version.
+    """
+    try:
+        raw = (folder / "pool.json").read_bytes()
+    except FileNotFoundError:
+        return False
+    try:
+        said = json.loads(raw)
+        name, version = said["format"], said["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise PoolError(f"{folder.name}/pool.json is not of a pool: {raw[:60]!r}") from error
+    if (name, version) != (FORMAT_NAME, FORMAT_VERSION):
+        raise PoolError(
+            f"{folder.name}/pool.json says format {name!r} version {version}, "
+            f"this program reads {FORMAT_NAME!r} version {FORMAT_VERSION}"
+        )
+    return True

@@ -1,0 +1,286 @@
+"""Keeps the generator processes alive beside a training run, and tells what happens to them. No torch."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, Field, validate_call
+
+from mflight.synthesis.signals import WorkerStatus
+from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, log_path, run_worker
+
+logger = logging.getLogger(__name__)
+
+PositiveInt = Annotated[int, Field(gt=0)]
+_MAX_BACKOFF_S = 60.0
+
+
+@dataclass(frozen=True)
+class ServiceReport:
+    """Where the generators stand.
+
+    Attributes:
+        alive: processes that live now.
+        restarting: dead workers that wait to be started again.
+        given_up: workers that will not be started again.
+        num_deaths: deaths since the service began.
+        messages: what has happened since the last report; each is told once.
+        statuses: what each worker has last published.
+    """
+
+    alive: int
+    restarting: int
+    given_up: int
+    num_deaths: int
+    messages: tuple[str, ...]
+    statuses: tuple[WorkerStatus, ...]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be drawn."""
+        return self.alive == 0 and self.restarting == 0
+
+    def total(self, name: str) -> float:
+        """Return the sum of a number over the workers, such as ``accepted``, ``regions`` or ``idle_s``."""
+        return sum(getattr(status, name) for status in self.statuses)
+
+    def total_by_name(self, name: Literal["rejected", "stage_s"]) -> dict[str, float]:
+        """Return the sums of a table over the workers: regions by rule, or seconds by stage."""
+        sums: dict[str, float] = {}
+        for status in self.statuses:
+            for key, value in getattr(status, name).items():
+                sums[key] = sums.get(key, 0) + value
+        return sums
+
+
+class _Worker:
+    """One place for a worker: its process if it has one, and its deaths."""
+
+    def __init__(self, spec: WorkerSpec):
+        self.spec = spec
+        self.process: BaseProcess | None = None
+        self.num_deaths = 0
+        self.restart_at: float | None = None
+        self.is_given_up = False
+
+
+class SynthesisService:
+    """Starts one generator process per device and starts it again when it dies; never raises into training.
+
+    ``start``, ``poll`` and ``stop`` belong to one thread that lives as long as the run: on Linux the workers
+    die with the thread that started them. Build it with ``_recursive_: false``: planner and synthesizer are
+    configs that each worker builds for itself.
+
+    Args:
+        pool_dir: the pool folder that the workers append to.
+        planner: config of the planner, with ``_target_``.
+        synthesizer: config of the synthesizer, with ``_target_``; ``device: auto`` in it is the worker's own.
+        devices: where the workers draw, one worker each, such as ``["cuda:1", "cuda:2"]`` or ``["cpu"]``.
+        batch_size: requests that a worker draws at once.
+        num_threads: CPU threads of each worker.
+        nice: added to the workers' niceness.
+        max_requests: requests of all workers together; None never ends.
+        high_water: unused samples in the pool at which the workers pause; None never pauses.
+        low_water: unused samples at which they go on; None means half of ``high_water``.
+        max_samples: bound of the pool in samples.
+        max_bytes: bound of the pool in bytes.
+        image_format: of the images in the pool.
+        max_restarts: how often each worker is started again.
+        backoff_s: wait before the first restart, in seconds; doubled each time, at most a minute.
+        stop_timeout_s: wait for a worker to end its batch at ``stop``, in seconds; then it is killed.
+        capture_output: the workers write to ``worker-<name>.log`` in the pool folder, not to the terminal.
+
+    Raises:
+        ValueError: if ``low_water`` is not below ``high_water``.
+    """
+
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def __init__(
+        self,
+        *,
+        pool_dir: str | Path,
+        planner: Any,
+        synthesizer: Any,
+        devices: Annotated[Sequence[str], Field(min_length=1)] = ("cpu",),
+        batch_size: PositiveInt = 1,
+        num_threads: PositiveInt = 1,
+        nice: Annotated[int, Field(ge=0, le=19)] = 0,
+        max_requests: PositiveInt | None = None,
+        high_water: PositiveInt | None = None,
+        low_water: Annotated[int, Field(ge=0)] | None = None,
+        max_samples: PositiveInt | None = None,
+        max_bytes: PositiveInt | None = None,
+        image_format: Literal["jpeg", "png"] = "jpeg",
+        max_restarts: Annotated[int, Field(ge=0)] = 5,
+        backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
+        stop_timeout_s: Annotated[float, Field(ge=0.0)] = 10.0,
+        capture_output: bool = True,
+    ):
+        if high_water is not None and low_water is not None and low_water >= high_water:
+            raise ValueError(f"low_water must be below high_water {high_water}, got {low_water}")
+        self._folder = Path(pool_dir)
+        self._max_restarts, self._backoff_s, self._stop_timeout_s = max_restarts, backoff_s, stop_timeout_s
+        self._messages: list[str] = []
+        template = WorkerSpec(
+            pool_dir=str(self._folder),
+            writer_name="",
+            planner=_plain(planner),
+            synthesizer=_plain(synthesizer),
+            num_workers=len(devices),
+            batch_size=batch_size,
+            num_threads=num_threads,
+            nice=nice,
+            max_requests=max_requests,
+            high_water=high_water,
+            low_water=low_water,
+            max_samples=max_samples,
+            max_bytes=max_bytes,
+            image_format=image_format,
+            capture_output=capture_output,
+        )
+        self._workers = [
+            _Worker(replace(template, writer_name=f"w{index}", worker_index=index, device=device))
+            for index, device in enumerate(devices)
+        ]
+
+    def start(self) -> None:
+        """Start the workers; they load their models while the caller goes on."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for worker in self._workers:
+            self._launch(worker)
+
+    def poll(self) -> ServiceReport:
+        """Look after the workers, start again those whose time has come, and tell what happened."""
+        for worker in self._workers:
+            self._look_after(worker)
+        messages, self._messages = tuple(self._messages), []
+        return ServiceReport(
+            alive=sum(worker.process is not None for worker in self._workers),
+            restarting=sum(worker.restart_at is not None for worker in self._workers),
+            given_up=sum(worker.is_given_up for worker in self._workers),
+            num_deaths=sum(worker.num_deaths for worker in self._workers),
+            messages=messages,
+            statuses=tuple(WorkerStatus.read(self._folder, w.spec.writer_name) for w in self._workers),
+        )
+
+    def stop(self) -> None:
+        """End all workers: each may finish its batch, then it is killed. Leaves no process behind."""
+        running = [worker for worker in self._workers if worker.process is not None]
+        for worker in running:
+            worker.process.terminate()
+        deadline = time.monotonic() + self._stop_timeout_s
+        for worker in running:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.process.close()
+            worker.process = None
+        for worker in self._workers:
+            worker.restart_at = None
+
+    def __enter__(self) -> "SynthesisService":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _look_after(self, worker: _Worker) -> None:
+        if worker.process is not None and not worker.process.is_alive():
+            exit_code, pid = worker.process.exitcode, worker.process.pid
+            worker.process.close()
+            worker.process = None
+            self._note_end(worker, exit_code, pid)
+        if worker.restart_at is not None and time.monotonic() >= worker.restart_at:
+            self._launch(worker)
+
+    def _launch(self, worker: _Worker) -> None:
+        worker.restart_at = None
+        spec = replace(worker.spec, parent_pid=os.getpid())
+        process = multiprocessing.get_context("spawn").Process(
+            target=run_worker, args=(spec,), name=f"mflight-{spec.writer_name}", daemon=True
+        )
+        try:
+            with _environment(_thread_settings(spec.num_threads)):
+                process.start()
+        except Exception as error:
+            self._note_death(worker, f"could not be started ({type(error).__name__}: {error})")
+        else:
+            worker.process = process
+
+    def _note_end(self, worker: _Worker, exit_code: int, pid: int) -> None:
+        status = WorkerStatus.read(self._folder, worker.spec.writer_name)
+        said = f": {status.message}" if status.pid == pid and status.message else ""
+        if exit_code == 0 and status.state == "done":
+            logger.info("generator %s has answered all of its requests", worker.spec.writer_name)
+        elif exit_code == 0:
+            self._note_death(worker, "was told to stop by somebody else")
+        elif exit_code == EXIT_DISK_FULL:
+            worker.is_given_up = True
+            self._tell(
+                f"generator {worker.spec.writer_name} stops because the disk is full{said}; "
+                "training goes on with the pool as it is and with real images"
+            )
+        elif exit_code < 0:
+            self._note_death(worker, f"was killed by {signal.Signals(-exit_code).name}{said}")
+        else:
+            said = said or f", see {log_path(self._folder, worker.spec.writer_name)}"
+            self._note_death(worker, f"ended with code {exit_code}{said}")
+
+    def _note_death(self, worker: _Worker, what: str) -> None:
+        worker.num_deaths += 1
+        name = worker.spec.writer_name
+        if worker.num_deaths > self._max_restarts:
+            worker.is_given_up = True
+            self._tell(
+                f"generator {name} {what}; it is given up after {worker.num_deaths} deaths, "
+                "training goes on with the pool as it is and with real images"
+            )
+            return
+        wait_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (worker.num_deaths - 1))
+        worker.restart_at = time.monotonic() + wait_s
+        restart = f"restart {worker.num_deaths} of {self._max_restarts} in {wait_s:g} s"
+        self._tell(f"generator {name} {what}; {restart}")
+
+    def _tell(self, message: str) -> None:
+        logger.warning(message)
+        self._messages.append(message)
+
+
+def _plain(config: Any) -> Mapping[str, Any]:
+    """Return a config as plain data, which travels to another process."""
+    if isinstance(config, DictConfig):
+        return OmegaConf.to_container(config, resolve=True)
+    if not isinstance(config, Mapping) or "_target_" not in config:
+        raise ValueError(f"expected a config with '_target_' (set _recursive_: false), got {config!r:.80}")
+    return dict(config)
+
+
+def _thread_settings(num_threads: int) -> dict[str, str]:
+    """Environment that a process needs before torch is imported, so that two processes share the cores."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
+    return {**threads, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,124 @@
+"""Small JSON files by which trainer and generators tell each other where they stand. No torch.
+
+Each has one author, is replaced in one piece, and may be missing or old: a reader goes on without it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one piece: a reader sees the old one or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(value))
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds, or None if it is missing or is not an object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the trainer wants drawn, as of one training step.
+
+    Attributes:
+        step: the training step at which it was written.
+        weights: category_id to a weight >= 0; a category left out has none.
+    """
+
+    step: int = 0
+    weights: Mapping[int, float] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Publish it as ``demand.json`` in the pool folder."""
+        weights = {str(category_id): weight for category_id, weight in self.weights.items()}
+        write_json(folder / "demand.json", {"step": self.step, "weights": weights})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Demand | None":
+        """Return the demand last published in a pool folder, or None."""
+        said = read_json(folder / "demand.json")
+        try:
+            return said and cls(int(said["step"]), {int(key): float(w) for key, w in said["weights"].items()})
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+
+def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples: int) -> None:
+    """Publish how many samples of the pool one training rank has used at least once."""
+    write_json(folder / f"consumption-{rank}of{world_size}.json", {"used_samples": used_samples})
+
+
+def read_consumption(folder: Path) -> int:
+    """Return how many samples the training ranks together have used at least once; 0 if none has said so."""
+    said = [read_json(path) or {} for path in folder.glob("consumption-*of*.json")]
+    return sum(int(one.get("used_samples", 0)) for one in said)
+
+
+def forget_consumption(folder: Path) -> None:
+    """Remove what ranks of an earlier run have published."""
+    for path in folder.glob("consumption-*of*.json"):
+        path.unlink(missing_ok=True)
+
+
+@dataclass
+class WorkerStatus:
+    """Where one generator worker stands; counts go on over its restarts, seconds too.
+
+    Attributes:
+        writer: name of the worker's series in the pool.
+        pid: of the process that wrote it.
+        state: ``loading``, ``drawing``, ``paused`` (at the high-water mark), ``full`` (the pool's bound),
+            ``done``, ``stopped``, ``disk_full`` or ``failed``.
+        message: a sentence on the state, where one is needed.
+        requests: requests answered.
+        accepted: canvases in the pool.
+        dropped: canvases that no region survived.
+        regions: regions drawn.
+        rejected: regions rejected, by rule.
+        size_bytes: bytes of the series.
+        stage_s: seconds by stage of synthesis.
+        busy_s: seconds of drawing and writing.
+        idle_s: seconds of pausing.
+        batch_size: requests drawn at once.
+    """
+
+    writer: str
+    pid: int = 0
+    state: str = "loading"
+    message: str = ""
+    requests: int = 0
+    accepted: int = 0
+    dropped: int = 0
+    regions: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    size_bytes: int = 0
+    stage_s: dict[str, float] = field(default_factory=dict)
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    batch_size: int = 0
+
+    def write(self, folder: Path) -> None:
+        """Publish it as ``status-<writer>.json`` in the pool folder."""
+        write_json(folder / f"status-{self.writer}.json", asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, writer: str) -> "WorkerStatus":
+        """Return the status that a writer has last published, or an empty one."""
+        said = read_json(folder / f"status-{writer}.json") or {}
+        names = {known.name for known in fields(cls)} - {"writer"}
+        return cls(writer=writer, **{name: value for name, value in said.items() if name in names})

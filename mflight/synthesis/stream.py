@@ -1,0 +1,232 @@
+"""The trainer's view of the pool: which sample comes next under a cap of uses, and its image and target."""
+
+import contextlib
+import hashlib
+import heapq
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, validate_call
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from mflight.data.categories import Categories
+from mflight.data.target import Target
+from mflight.functional.masks import mask_to_box, rle_decode
+from mflight.synthesis.pool import PoolReader, PoolSample, SampleRef
+from mflight.synthesis.shards import PoolError
+from mflight.synthesis.signals import forget_consumption, write_consumption
+
+
+class PoolStream(IterableDataset):
+    """Hands out the samples of a pool: fresh ones before used ones, none more often than the cap.
+
+    Fresh samples come in order of their requests; then the least used one comes, the oldest or one drawn by
+    the seed. A sample belongs to one training rank, by a hash of its id, so ranks never share its uses. The
+    order depends on the samples and their uses alone: two replays of one pool are equal.
+
+    Iterating yields decoded samples until none may be used any more; ``next_ref`` and ``read`` are the two
+    halves of it, for a loader that decides in one process and reads in another.
+
+    Args:
+        pool_dir: the pool folder; it may appear later.
+        categories: give the labels.
+        max_reuse: largest number of uses of one sample, the first one included.
+        order: which of the least used samples comes first once all are used.
+        rank: of this training process.
+        world_size: number of training processes.
+        poll_interval_s: shortest time between two looks into the folder, in seconds.
+        seed: of the ``random`` order.
+        publish: tell the generators, in the pool folder, how many samples have been used; they pause by it.
+
+    Raises:
+        ValueError: if ``rank`` is not below ``world_size``.
+    """
+
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def __init__(
+        self,
+        *,
+        pool_dir: str | Path,
+        categories: Categories,
+        max_reuse: Annotated[int, Field(ge=1)] = 8,
+        order: Literal["random", "oldest"] = "random",
+        rank: Annotated[int, Field(ge=0)] = 0,
+        world_size: Annotated[int, Field(ge=1)] = 1,
+        poll_interval_s: Annotated[float, Field(ge=0.0)] = 0.5,
+        seed: int = 0,
+        publish: bool = True,
+    ):
+        if rank >= world_size:
+            raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
+        self._reader = PoolReader(pool_dir)
+        self._categories, self._max_reuse, self._order, self._seed = categories, max_reuse, order, seed
+        self._rank, self._world_size = rank, world_size
+        self._poll_interval_s, self._publishes = poll_interval_s, publish
+        self._polled_at = -float("inf")
+        self._published = -1
+        self._uses: dict[str, int] = {}
+        self._refs: dict[str, SampleRef] = {}
+        self._unreadable: set[str] = set()
+        self._queue: list[
+            tuple[int, int, str]
+        ] = []  # (uses, place among equals, sample_id), old entries left in
+        if publish and rank == 0:
+            forget_consumption(self._reader.folder)
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples of this rank the pool has shown so far."""
+        return len(self._refs)
+
+    @property
+    def num_used(self) -> int:
+        """How many samples this rank has used at least once."""
+        return len(self._uses)
+
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """What the reader found torn or foreign, and why."""
+        return self._reader.set_aside
+
+    def next_ref(self) -> SampleRef | None:
+        """Return the sample to use next and count the use, or None when there is none under the cap."""
+        self._poll()
+        while self._queue:
+            uses, _, sample_id = heapq.heappop(self._queue)
+            if uses == self._uses.get(sample_id, 0) and sample_id not in self._unreadable:
+                self._uses[sample_id] = uses + 1
+                self._enqueue(sample_id)
+                return self._refs[sample_id]
+        return None
+
+    def num_uses(self, ref: SampleRef) -> int:
+        """Return how often a sample has been handed out; 1 just after it came fresh."""
+        return self._uses.get(ref.sample_id, 0)
+
+    def read(self, ref: SampleRef) -> tuple[Tensor, Target]:
+        """Read one sample, from any process.
+
+        Args:
+            ref: from ``next_ref``.
+
+        Returns:
+            ``uint8[3, H, W]`` and its target. A ``PoolError`` tells of a sample that is torn, or that holds a
+            class which the dataset does not have.
+        """
+        return to_target(self._reader.read(ref), self._categories, ref.index)
+
+    def release(self, refs: Iterable[SampleRef]) -> None:
+        """Take back uses that were handed out and never reached the training."""
+        for ref in refs:
+            left = self._uses.get(ref.sample_id, 0) - 1
+            if left > 0:
+                self._uses[ref.sample_id] = left
+            else:
+                self._uses.pop(ref.sample_id, None)
+            self._enqueue(ref.sample_id)
+
+    def discard(self, ref: SampleRef) -> None:
+        """Never hand out this sample again: it cannot be read."""
+        self._unreadable.add(ref.sample_id)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
+        worker = get_worker_info()
+        while (ref := self.next_ref()) is not None:
+            if worker is None or _hash(f"worker/{ref.sample_id}") % worker.num_workers == worker.id:
+                try:
+                    yield self.read(ref)
+                except PoolError:
+                    self.discard(ref)
+
+    def state_dict(self, pending: Iterable[SampleRef] = ()) -> dict[str, Any]:
+        """Return the uses of each sample, without the ``pending`` ones that have not reached the training."""
+        uses = dict(self._uses)
+        for ref in pending:
+            uses[ref.sample_id] -= 1
+        return {"uses": {sample_id: count for sample_id, count in uses.items() if count > 0}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the uses of a checkpoint; the samples themselves are found in the folder again."""
+        self._uses = dict(state["uses"])
+        self._queue = []
+        for sample_id in self._refs:
+            self._enqueue(sample_id)
+
+    def _poll(self) -> None:
+        now = time.monotonic()
+        if now - self._polled_at < self._poll_interval_s:
+            return
+        self._polled_at = now
+        for ref in self._reader.poll():
+            if _hash(ref.sample_id) % self._world_size == self._rank:
+                self._refs[ref.sample_id] = ref
+                self._unreadable.discard(ref.sample_id)
+                self._enqueue(ref.sample_id)
+        if self._publishes and self._published != self.num_used and self._reader.folder.is_dir():
+            with contextlib.suppress(OSError):  # a full disk stops the generators, not the training
+                self._publish()
+
+    def _publish(self) -> None:
+        place = {"rank": self._rank, "world_size": self._world_size}
+        write_consumption(self._reader.folder, **place, used_samples=self.num_used)
+        self._published = self.num_used
+
+    def _enqueue(self, sample_id: str) -> None:
+        uses = self._uses.get(sample_id, 0)
+        if uses >= self._max_reuse or sample_id not in self._refs:
+            return
+        is_drawn = uses > 0 and self._order == "random"
+        place = _hash(f"{self._seed}/{uses}/{sample_id}") if is_drawn else self._refs[sample_id].index
+        heapq.heappush(self._queue, (uses, place, sample_id))
+
+
+def to_target(sample: PoolSample, categories: Categories, index: int) -> tuple[Tensor, Target]:
+    """Turn a sample of the pool into what the detector trains on.
+
+    Args:
+        sample: image, annotations with ``category_id`` and RLE.
+        categories: give the labels.
+        index: number of the sample's request; ``-1 - index`` becomes the ``image_id``, as of no real image.
+
+    Returns:
+        ``uint8[3, H, W]`` and the target; boxes and areas are those of the masks. The classes that the
+        request did not name are unknown, not absent, so ``negative_labels`` is empty.
+
+    Raises:
+        PoolError: if an annotation's class is none of ``categories``, or if its mask is empty or of another
+            size.
+    """
+    size_hw = sample.image.shape[:2]
+    labels, masks = [], []
+    for annotation in sample.annotations:
+        try:
+            labels.append(categories.label_of(annotation["category_id"]))
+        except KeyError as error:
+            raise PoolError(f"sample {sample.sample_id}: {error.args[0]}") from error
+        mask = rle_decode(annotation["segmentation"])
+        if mask.shape != size_hw or not mask.any():
+            got = f"{int(mask.sum())} px in {list(mask.shape)}"
+            raise PoolError(f"sample {sample.sample_id}: a mask must be non-empty {list(size_hw)}, got {got}")
+        masks.append(mask)
+    stacked = np.stack(masks) if masks else np.zeros((0, *size_hw), bool)
+    return torch.from_numpy(sample.image).permute(2, 0, 1).contiguous(), {
+        "boxes": torch.tensor([mask_to_box(mask) for mask in masks], dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": torch.from_numpy(stacked.astype(np.uint8)),
+        "image_id": -1 - index,
+        "area": torch.from_numpy(stacked.sum(axis=(1, 2)).astype(np.float32)),
+        "iscrowd": torch.zeros(len(masks), dtype=torch.int64),
+        "is_synthetic": True,
+        "negative_labels": torch.zeros(0, dtype=torch.int64),
+        "not_exhaustive_labels": torch.zeros(0, dtype=torch.int64),
+        "sample_id": sample.sample_id,
+    }
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())

@@ -1,0 +1,220 @@
+"""From requests to labeled mosaics: draw, decode, label, filter."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, validate_call
+
+from mflight.diffusion.attention import AttentionSettings
+from mflight.diffusion.mosaic import Canvas, DenoisedCanvas, denoise_mosaic
+from mflight.diffusion.pipeline import LatentDiffusion
+from mflight.functional.masks import mask_to_box, rle_encode
+from mflight.synthesis.filters import FilteredCanvas, RegionFilter
+from mflight.synthesis.labeler import AttentionLabeler
+from mflight.synthesis.pool import PoolSample
+from mflight.synthesis.request import MosaicRequest
+
+
+@dataclass(frozen=True)
+class MosaicResult:
+    """What came of one request.
+
+    Attributes:
+        request: the request.
+        image: ``uint8[H, W, 3]``, RGB.
+        regions: per region ``{"category_id", "box": [x1, y1, x2, y2] px, "rejected": None | rule name}``.
+        annotations: per kept region ``{"category_id", "region", "bbox": [x, y, w, h] px, "area" px²,
+            "segmentation": RLE}``.
+        is_kept: whether the filter lets the canvas be used.
+        seconds: this canvas's share of each stage of its batch: ``denoise``, ``decode``, ``label``.
+        provenance: all that is needed to draw it again.
+    """
+
+    request: MosaicRequest
+    image: np.ndarray
+    regions: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    is_kept: bool
+    seconds: dict[str, float]
+    provenance: dict[str, Any]
+
+    def sample(self) -> PoolSample | None:
+        """The sample for the pool; ``None`` when the filter drops the canvas."""
+        if not self.is_kept:
+            return None
+        return PoolSample(
+            self.request.request_id, self.image, self.annotations, self.regions, self.provenance
+        )
+
+
+class MosaicSynthesizer:
+    """Draws mosaics and labels their instances by the model's own attention.
+
+    Args:
+        pipeline: the diffusion model, from ``mflight.diffusion.pipeline.load_pipeline``.
+        labeler: makes masks of attention.
+        region_filter: decides which masks are good enough.
+        num_inference_steps: steps of the scheduler.
+        guidance_scale: weight of the prompt against the negative one, where a request sets none.
+        attention: whose attention is kept, and which of it; ``None`` for the published choice with all tokens
+            of the name.
+        max_batch: most samples in one UNet call, both guidance halves counted; bounds the memory.
+    """
+
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def __init__(
+        self,
+        *,
+        pipeline: LatentDiffusion,
+        labeler: AttentionLabeler,
+        region_filter: RegionFilter,
+        num_inference_steps: Annotated[int, Field(ge=1)] = 50,
+        guidance_scale: Annotated[float, Field(ge=0.0)] = 7.5,
+        attention: AttentionSettings | None = None,
+        max_batch: Annotated[int, Field(ge=2)] = 32,
+    ):
+        self.pipeline = pipeline
+        self.labeler = labeler
+        self.region_filter = region_filter
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.attention = attention or AttentionSettings()
+        self.max_batch = max_batch
+
+    def synthesize(self, requests: Sequence[MosaicRequest]) -> list[MosaicResult]:
+        """Draw and label mosaics; each comes out the same whatever else is in the batch.
+
+        Args:
+            requests: what to draw.
+
+        Returns:
+            One result a request, in the same order; also for canvases that the filter drops.
+        """
+        stopwatch = _Stopwatch(self.pipeline.device, share=1 / max(1, len(requests)))
+        with stopwatch.stage("denoise"):
+            denoised = self.denoise(requests)
+        with stopwatch.stage("decode"):
+            images = [self.decode(canvas) for canvas in denoised]
+        with stopwatch.stage("label"):
+            verdicts = [self._judge(*parts) for parts in zip(requests, images, denoised, strict=True)]
+        return [
+            MosaicResult(
+                request=request,
+                image=image,
+                regions=_describe_regions(request, verdict),
+                annotations=_annotate(request, verdict),
+                is_kept=verdict.is_kept,
+                seconds=dict(stopwatch.seconds),
+                provenance=self.describe(request),
+            )
+            for request, image, verdict in zip(requests, images, verdicts, strict=True)
+        ]
+
+    def denoise(self, requests: Sequence[MosaicRequest]) -> list[DenoisedCanvas]:
+        """Only the first stage: the latents and the attention maps of each request.
+
+        Args:
+            requests: what to draw.
+
+        Returns:
+            One denoised canvas a request.
+        """
+        return denoise_mosaic(
+            self.pipeline,
+            [self._to_canvas(request) for request in requests],
+            num_inference_steps=self.num_inference_steps,
+            attention=self.attention,
+            max_batch=self.max_batch,
+        )
+
+    def decode(self, canvas: DenoisedCanvas) -> np.ndarray:
+        """Only the second stage: the image ``uint8[H, W, 3]`` of a denoised canvas."""
+        return self.pipeline.decode_latents(canvas.latents[None])[0].numpy()
+
+    def describe(self, request: MosaicRequest) -> dict[str, Any]:
+        """Provenance: the request, the checkpoint, the settings and the code version, as JSON types."""
+        scheduler = self.pipeline.scheduler
+        return {
+            "request": request.to_dict(),
+            "checkpoint": self.pipeline.checkpoint,
+            "weights_sha256": self.pipeline.weights_sha256,
+            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
+            "scheduler": type(scheduler).__name__,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scales": list(self._guidance_scales(request)),
+            "attention": asdict(self.attention),
+            "mflight_version": _mflight_version(),
+        }
+
+    def _to_canvas(self, request: MosaicRequest) -> Canvas:
+        return Canvas(
+            layout=request.layout,
+            prompts=request.prompts,
+            negative_prompts=request.negative_prompts or ("",) * len(request.prompts),
+            guidance_scales=self._guidance_scales(request),
+            noise_seed=request.noise_seed,
+        )
+
+    def _guidance_scales(self, request: MosaicRequest) -> tuple[float, ...]:
+        return request.guidance_scales or (self.guidance_scale,) * len(request.prompts)
+
+    def _judge(self, request: MosaicRequest, image: np.ndarray, canvas: DenoisedCanvas) -> FilteredCanvas:
+        labeled = self.labeler.label(image, request.layout, canvas.attention_maps)
+        return self.region_filter.apply([region.mask for region in labeled], request.layout)
+
+
+class _Stopwatch:
+    """Seconds of each stage, times ``share``; waits for the device so that a stage owns what it started."""
+
+    def __init__(self, device: torch.device, share: float):
+        self.seconds: dict[str, float] = {}
+        self._device = device
+        self._share = share
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[name] = (time.perf_counter() - start_s) * self._share
+
+
+def _describe_regions(request: MosaicRequest, verdict: FilteredCanvas) -> list[dict[str, Any]]:
+    return [
+        {"category_id": category_id, "box": list(box), "rejected": region.rejected}
+        for category_id, box, region in zip(
+            request.category_ids, request.layout.region_boxes, verdict.regions, strict=True
+        )
+    ]
+
+
+def _annotate(request: MosaicRequest, verdict: FilteredCanvas) -> list[dict[str, Any]]:
+    annotations = []
+    for index, (category_id, region) in enumerate(zip(request.category_ids, verdict.regions, strict=True)):
+        if region.mask is None:
+            continue
+        x1, y1, x2, y2 = mask_to_box(region.mask)
+        annotations.append(
+            {
+                "category_id": category_id,
+                "region": index,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": float(region.mask.sum()),
+                "segmentation": rle_encode(region.mask),
+            }
+        )
+    return annotations
+
+
+def _mflight_version() -> str:
+    try:
+        return metadata.version("mflight")
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"

@@ -1,0 +1,284 @@
+"""The main function of a generator process: plan, draw, label, append, until told to stop.
+
+Nothing here imports torch before the process has set its threads; the classes named in the config do.
+"""
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.signals import Demand, WorkerStatus
+from mflight.synthesis.throttle import Throttle
+
+logger = logging.getLogger(__name__)
+
+EXIT_DISK_FULL = errno.ENOSPC
+_POLL_S = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker needs, as plain data that travels to a spawned process.
+
+    Attributes:
+        pool_dir: the pool folder.
+        writer_name: name of the worker's series in the pool; one living worker a name.
+        planner: config of the planner, with ``_target_``.
+        synthesizer: config of the synthesizer, with ``_target_``; a value ``auto`` under a key ``device``
+            becomes this worker's device.
+        worker_index: w of W; the worker takes the requests w, w + W, w + 2 W, ...
+        num_workers: W.
+        batch_size: requests drawn at once; halved when the device's memory does not suffice.
+        num_threads: CPU threads of this process.
+        device: where it draws, such as ``cuda:1`` or ``cpu``.
+        nice: added to the process's niceness.
+        max_requests: requests are answered up to this index, then the worker is done; None never ends.
+        high_water: unused samples at which all workers pause; None never pauses.
+        low_water: unused samples at which they go on; None means half of ``high_water``.
+        max_samples: bound of the pool in samples.
+        max_bytes: bound of the pool in bytes.
+        image_format: of the images in the pool.
+        parent_pid: the worker ends when this is not its parent any more; 0 does not look.
+        capture_output: write standard output and error to ``worker-<writer>.log`` in the pool folder.
+    """
+
+    pool_dir: str
+    writer_name: str
+    planner: Mapping[str, Any]
+    synthesizer: Mapping[str, Any]
+    worker_index: int = 0
+    num_workers: int = 1
+    batch_size: int = 1
+    num_threads: int = 1
+    device: str = "cpu"
+    nice: int = 0
+    max_requests: int | None = None
+    high_water: int | None = None
+    low_water: int | None = None
+    max_samples: int | None = None
+    max_bytes: int | None = None
+    image_format: Literal["jpeg", "png"] = "jpeg"
+    parent_pid: int = 0
+    capture_output: bool = True
+
+
+def run_worker(spec: WorkerSpec) -> None:
+    """Draw until told to stop; end with 0, with ``EXIT_DISK_FULL``, or with 1 after any other error.
+
+    SIGTERM ends it between two batches, SIGINT is left to the parent, and the parent's death ends it at once.
+
+    Args:
+        spec: what to draw, where, and how fast.
+    """
+    _settle(spec)
+    try:
+        with PoolWriter(spec.pool_dir, spec.writer_name, image_format=spec.image_format) as writer:
+            _work(spec, writer)
+    except Exception as error:
+        if _is_disk_full(error):
+            if (
+                spec.capture_output
+            ):  # the log lies on that disk: what it cannot take would change the exit code
+                _redirect_output(os.devnull)
+            sys.exit(EXIT_DISK_FULL)
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _work(spec: WorkerSpec, writer: PoolWriter) -> None:
+    """Draw, and leave a word in the status file when it ends by an error."""
+    folder = Path(spec.pool_dir)
+    status = WorkerStatus.read(folder, spec.writer_name)
+    status.pid, status.message = os.getpid(), ""
+    try:
+        _Worker(spec, writer, status).run()
+    except Exception as error:
+        status.state = "disk_full" if _is_disk_full(error) else "failed"
+        status.message = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):
+            status.write(folder)
+        raise
+
+
+class _Worker:
+    def __init__(self, spec: WorkerSpec, writer: PoolWriter, status: WorkerStatus):
+        self._spec, self._writer, self._status = spec, writer, status
+        self._folder = Path(spec.pool_dir)
+        self._batch_size = spec.batch_size
+        self._is_told_to_stop = False
+        self._throttle = Throttle(
+            self._folder,
+            high_water=spec.high_water,
+            low_water=spec.low_water,
+            max_samples=spec.max_samples,
+            max_bytes=spec.max_bytes,
+        )
+        self._publish("loading")
+        self._planner, self._synthesizer = _build(spec)
+        with contextlib.suppress(ValueError):  # in a thread of a test or notebook there is no signal to take
+            signal.signal(signal.SIGTERM, self._stop)
+
+    def run(self) -> None:
+        """Answer requests until they end, or until told to stop."""
+        indices = self._open_indices()
+        while (batch := self._next_batch(indices)) and self._may_go_on():
+            started = time.monotonic()
+            demand = Demand.read(self._folder)
+            requests = [self._planner.request(index, demand) for index in batch]
+            for result in self._synthesize(requests):
+                self._keep(result)
+            self._status.busy_s += time.monotonic() - started
+            self._publish("drawing")
+        self._publish("stopped" if self._is_told_to_stop or self._is_orphan() else "done")
+
+    def _open_indices(self) -> Iterator[int]:
+        """Yield this worker's request indices that nobody has answered yet."""
+        answered = self._throttle.answered_ids
+        for index in itertools.count(self._spec.worker_index, self._spec.num_workers):
+            if self._spec.max_requests is not None and index >= self._spec.max_requests:
+                return
+            if self._planner.request_id(index) not in answered:
+                yield index
+
+    def _next_batch(self, indices: Iterator[int]) -> list[int]:
+        return list(itertools.islice(indices, self._batch_size))
+
+    def _may_go_on(self) -> bool:
+        """Wait while the pool has enough; return False when it is time to stop."""
+        while not self._is_told_to_stop and not self._is_orphan():
+            state = self._throttle.pause()
+            if state is None:
+                return True
+            if state != self._status.state:
+                self._publish(state)
+            started = time.monotonic()
+            time.sleep(_POLL_S)
+            self._status.idle_s += time.monotonic() - started
+        return False
+
+    def _synthesize(self, requests: Sequence[Any]) -> Iterator[Any]:
+        """Yield the results in order; halve the batch whenever the device's memory does not suffice."""
+        while requests:
+            part = requests[: self._batch_size]
+            try:
+                results = self._synthesizer.synthesize(part)
+            except Exception as error:
+                if not _is_out_of_memory(error) or len(part) == 1:
+                    raise
+                self._batch_size = max(1, len(part) // 2)
+                logger.warning("out of device memory, the batch shrinks to %d requests", self._batch_size)
+                _free_device_memory()
+                continue
+            requests = requests[len(part) :]
+            yield from results
+
+    def _keep(self, result: Any) -> None:
+        request, sample = result.request, result.sample()
+        if sample is None:
+            self._writer.drop(request.request_id, result.regions, index=request.index)
+        else:
+            self._writer.append(sample, index=request.index, demand_step=request.demand_step)
+        for stage, seconds in result.seconds.items():
+            self._status.stage_s[stage] = self._status.stage_s.get(stage, 0.0) + seconds
+
+    def _publish(self, state: str) -> None:
+        counts, status = self._writer.counts, self._status
+        status.state, status.batch_size = state, self._batch_size
+        status.accepted, status.dropped = counts.samples, counts.dropped
+        status.requests, status.regions = counts.samples + counts.dropped, counts.regions
+        status.rejected, status.size_bytes = dict(counts.rejected), counts.size_bytes
+        status.write(self._folder)
+
+    def _is_orphan(self) -> bool:
+        return self._spec.parent_pid not in (0, os.getppid())
+
+    def _stop(self, *_: object) -> None:
+        self._is_told_to_stop = True
+
+
+def _settle(spec: WorkerSpec) -> None:
+    """Make this process a quiet child: own log, own priority, no keyboard, no life after its parent's."""
+    if spec.parent_pid:
+        _die_with_parent()
+        if os.getppid() != spec.parent_pid:
+            sys.exit(0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if spec.capture_output:
+        Path(spec.pool_dir).mkdir(parents=True, exist_ok=True)
+        _redirect_output(log_path(spec.pool_dir, spec.writer_name))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    if spec.nice:
+        os.nice(spec.nice)
+
+
+def _redirect_output(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel, where it can, for SIGKILL at the parent's death: the pool survives any kill."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _build(spec: WorkerSpec) -> tuple[Any, Any]:
+    """Build planner and synthesizer from their configs; only what they name imports torch."""
+    from hydra.utils import instantiate
+
+    if spec.device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(spec.device)
+    planner = instantiate(dict(spec.planner), _convert_="all")
+    synthesizer = instantiate(fill_device(spec.synthesizer, spec.device), _convert_="all")
+    if torch := sys.modules.get("torch"):  # the environment set its threads at the start; this makes sure
+        torch.set_num_threads(spec.num_threads)
+    return planner, synthesizer
+
+
+def fill_device(config: Any, device: str) -> Any:
+    """Return a config in which every ``device: auto`` names ``device``."""
+    if isinstance(config, Mapping):
+        return {
+            key: device if (key, value) == ("device", "auto") else fill_device(value, device)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return [fill_device(value, device) for value in config]
+    return config
+
+
+def log_path(pool_dir: str | Path, writer_name: str) -> Path:
+    """Return where a worker's output goes."""
+    return Path(pool_dir) / f"worker-{writer_name}.log"
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
+def _free_device_memory() -> None:
+    torch = sys.modules["torch"]  # there, since the error was one of its own
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

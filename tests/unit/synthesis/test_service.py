@@ -1,0 +1,82 @@
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from mflight.synthesis.pool import PoolReader
+from mflight.synthesis.service import SynthesisService
+from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
+
+PATIENCE_S = 120
+
+
+def service(folder, synthesizer=(), **settings):
+    return SynthesisService(
+        pool_dir=folder,
+        planner=PLANNER,
+        synthesizer={**SYNTHESIZER, **dict(synthesizer)},
+        **{"backoff_s": 0.0, **settings},
+    )
+
+
+def poll_until(running, condition):
+    """Poll until the condition holds; return the last report and all messages."""
+    messages, deadline = [], time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        report = running.poll()
+        messages.extend(report.messages)
+        if condition(report):
+            return report, messages
+        time.sleep(0.05)
+    raise AssertionError(f"not within {PATIENCE_S} s, last report {report}")
+
+
+def test_two_workers_answer_all_requests_and_end(tmp_path):
+    running = service(tmp_path, devices=["cpu", "cpu"], max_requests=9)
+    with running:
+        report, messages = poll_until(running, lambda report: report.is_over)
+    assert messages == []
+    assert (report.alive, report.restarting, report.given_up, report.num_deaths) == (0, 0, 0, 0)
+    assert [status.state for status in report.statuses] == ["done", "done"]
+    assert (report.total("requests"), report.total("accepted"), report.total("dropped")) == (9, 7, 2)
+    assert report.total_by_name("rejected") == {"area": 7 + 8}
+    assert [ref.index for ref in PoolReader(tmp_path).poll()] == [0, 1, 2, 4, 5, 6, 8]
+
+
+def test_failing_worker_is_started_again_then_given_up_and_each_is_told_once(tmp_path, caplog):
+    running = service(tmp_path, {"error_at": 2}, max_restarts=1)
+    with running:
+        report, messages = poll_until(running, lambda report: report.is_over)
+    assert (report.num_deaths, report.given_up) == (2, 1)
+    assert [message.split(";")[1].strip() for message in messages] == [
+        "restart 1 of 1 in 0 s",
+        "it is given up after 2 deaths, training goes on with the pool as it is and with real images",
+    ]
+    assert all("ValueError: request 2 is cursed" in message for message in messages)
+    assert all(message in caplog.text for message in messages)
+    assert running.poll().messages == ()
+    assert [ref.index for ref in PoolReader(tmp_path).poll()] == [0, 1]
+    assert "request 2 is cursed" in (tmp_path / "worker-w0.log").read_text()
+
+
+def test_configs_of_hydra_are_taken_and_built_objects_refused(tmp_path):
+    SynthesisService(
+        pool_dir=tmp_path, planner=OmegaConf.create(PLANNER), synthesizer=OmegaConf.create(SYNTHESIZER)
+    )
+    with pytest.raises(ValueError, match="_recursive_: false"):
+        SynthesisService(pool_dir=tmp_path, planner=object(), synthesizer=SYNTHESIZER)
+    with pytest.raises(ValueError, match="below high_water 4, got 4"):
+        service(tmp_path, high_water=4, low_water=4)
+    with pytest.raises(ValueError, match="-3"):
+        service(tmp_path, batch_size=-3)
+
+
+def test_a_service_that_cannot_start_a_process_says_so_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.pipe", lambda: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+    running = service(tmp_path, max_restarts=0)
+    running.start()
+    report = running.poll()
+    monkeypatch.undo()
+    assert "could not be started (OSError: [Errno 24] Too many open files)" in report.messages[0]
+    assert report.given_up == 1
+    running.stop()

@@ -1,0 +1,181 @@
+import os
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mflight.data.mixing import MixedBatches
+from mflight.data.target import check_target
+from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.shards import PoolError
+from mflight.synthesis.signals import read_consumption
+from mflight.synthesis.stream import PoolStream
+from tests.unit.synthesis.squares import categories, make_sample
+
+
+def fill(folder, indices, writer_name="w0", **sample):
+    with PoolWriter(folder, writer_name, image_format="png") as writer:
+        for index in indices:
+            writer.append(make_sample(index, **sample), index=index)
+
+
+def stream(folder, **settings):
+    return PoolStream(pool_dir=folder, categories=categories(), **{"poll_interval_s": 0.0, **settings})
+
+
+def take(source, count):
+    refs = [source.next_ref() for _ in range(count)]
+    return [ref and ref.index for ref in refs]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    fill(folder, range(0, 8, 2), "w1")
+    fill(folder, range(1, 8, 2), "w0")
+    return folder
+
+
+def test_read_gives_image_and_target_of_the_contract(pool):
+    source = stream(pool, publish=False)
+    ref = source.next_ref()
+    image, target = source.read(ref)
+    sample = make_sample(0)
+    check_target(target, (32, 32), num_classes=4)
+    assert torch.equal(image, torch.from_numpy(sample.image).permute(2, 0, 1))
+    assert target["boxes"].tolist() == [[6, 4, 10, 20]]
+    assert target["area"].tolist() == [64.0] == [target["masks"].sum().item()]
+    assert target["labels"].tolist() == [1]  # category_id 2 is the first class
+    assert (target["is_synthetic"], target["sample_id"], target["image_id"]) == (True, "7-00000000", -1)
+
+
+def test_fresh_ones_come_in_order_before_used_ones_and_none_beyond_the_cap(pool):
+    source = stream(pool, max_reuse=3, publish=False)
+    taken = take(source, 30)
+    assert taken[:8] == list(range(8))
+    assert sorted(taken[8:16]) == sorted(taken[16:24]) == list(range(8))
+    assert taken[8:16] != taken[16:24] != list(range(8))  # drawn by the seed
+    assert taken[24:] == [None] * 6
+    assert take(stream(pool, max_reuse=3, publish=False), 30) == taken
+    assert take(stream(pool, max_reuse=3, publish=False, seed=1), 30) != taken
+    assert take(stream(pool, max_reuse=2, order="oldest", publish=False), 16) == [*range(8), *range(8)]
+
+
+def test_a_new_sample_comes_before_every_used_one(tmp_path):
+    fill(tmp_path, [0, 1])
+    source = stream(tmp_path)
+    assert sorted(take(source, 4)) == [0, 0, 1, 1]
+    fill(tmp_path, [2])
+    assert take(source, 1) == [2]
+    assert source.num_uses(source.next_ref()) == 2  # number 2 again, the least used one
+
+
+def test_empty_pool_gives_none_at_once_and_samples_once_they_are_there(tmp_path):
+    source = stream(tmp_path / "later")
+    assert take(source, 2) == [None, None]
+    fill(tmp_path / "later", [0])
+    assert take(source, 1) == [0]
+
+
+def test_the_folder_is_not_looked_at_more_often_than_stated(tmp_path):
+    source = stream(tmp_path, poll_interval_s=3600.0)
+    assert take(source, 1) == [None]
+    fill(tmp_path, [0])
+    assert take(source, 1) == [None]
+
+
+def test_ranks_share_no_sample_and_miss_none(pool):
+    shares = [
+        set(take(stream(pool, rank=rank, world_size=3, publish=False), 8)) - {None} for rank in range(3)
+    ]
+    assert sorted(index for share in shares for index in share) == list(range(8))
+    with pytest.raises(ValueError, match="world_size 3, got 3"):
+        stream(pool, rank=3, world_size=3)
+
+
+def test_state_goes_on_as_if_never_stopped_and_leaves_out_the_pending(pool):
+    source = stream(pool, max_reuse=2, publish=False)
+    take(source, 5)
+    pending = [source.next_ref() for _ in range(2)]
+    state = source.state_dict(pending)
+    assert state == {"uses": {f"7-{index:08d}": 1 for index in range(5)}}
+    resumed = stream(pool, max_reuse=2, publish=False)
+    resumed.load_state_dict(state)
+    source.release(pending)
+    assert take(source, 13) == take(resumed, 13)
+    resumed.load_state_dict(state)  # also in mid-flight
+    assert take(resumed, 3) == [5, 6, 7]
+
+
+def test_consumption_is_published_for_the_generators(tmp_path):
+    fill(tmp_path, range(3))
+    (tmp_path / "consumption-5of6.json").write_text('{"used_samples": 99}')
+    source = stream(tmp_path, max_reuse=2)
+    take(source, 6)
+    source.next_ref()
+    assert read_consumption(tmp_path) == 3
+
+
+def test_torn_sample_and_unknown_class_are_told_by_name(tmp_path):
+    fill(tmp_path, [0, 1])
+    fill(tmp_path, [2], category_id=77)
+    source = stream(tmp_path)
+    refs = [source.next_ref() for _ in range(3)]
+    with pytest.raises(PoolError, match="7-00000002: category_id 77 is none of the 4"):
+        source.read(refs[2])
+    with open(tmp_path / "shard-w0-00000.tar", "r+b") as shard:
+        shard.seek(refs[1].offset + 600)
+        shard.write(b"\x00\xff\x00")
+    with pytest.raises(PoolError, match="checksum"):
+        source.read(refs[1])
+    for ref in refs[1:]:
+        source.discard(ref)
+    assert take(source, 9) == [0] * 7 + [None] * 2
+
+
+def test_iterating_yields_every_use_and_skips_the_unreadable(tmp_path):
+    fill(tmp_path, range(4))
+    os.truncate(tmp_path / "shard-w0-00000.tar", (tmp_path / "shard-w0-00000.tar").stat().st_size - 600)
+    ids = [target["sample_id"] for _, target in stream(tmp_path, max_reuse=2)]
+    assert Counter(ids) == {f"7-{index:08d}": 2 for index in range(3)}
+
+
+def test_loader_workers_share_the_samples(pool):
+    loader = DataLoader(stream(pool, max_reuse=1, publish=False), batch_size=None, num_workers=2)
+    ids = [target["sample_id"] for _, target in loader]
+    assert sorted(ids) == [f"7-{index:08d}" for index in range(8)]
+
+
+def test_mixed_batches_over_a_pool_resume_as_if_never_stopped(pool):
+    class Zeros:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            return torch.zeros(3, 8, 8), {"image_id": index, "is_synthetic": False}
+
+    def mixed():
+        source = stream(pool, max_reuse=3, publish=False)
+        return MixedBatches(
+            real=Zeros(),
+            sampler=range(10),
+            synthetic=source,
+            batch_size=3,
+            synthetic_ratio=0.5,
+            epoch_steps=20,
+        )
+
+    def ids(batches):
+        return [target["image_id"] for _, targets in batches for target in targets if target["is_synthetic"]]
+
+    whole = mixed()
+    expected = ids(whole)
+    assert len(expected) == 24 and whole.counts.fallback == 6  # 8 samples, 3 uses, 30 slots
+    stopped = mixed()
+    before = ids(islice(iter(stopped), 7))
+    resumed = mixed()
+    resumed.load_state_dict(stopped.state_dict())
+    assert before + ids(resumed) == expected
+    assert resumed.counts == whole.counts

@@ -1,0 +1,138 @@
+import json
+import random
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+
+from mflight.data.categories import Category
+from mflight.functional.layout import draw_layout
+from mflight.functional.masks import rle_decode
+from mflight.synthesis.prompts import PromptBuilder
+from mflight.synthesis.request import MosaicRequest
+from tests.unit.diffusion.tiny_checkpoint import save_tiny_checkpoint
+
+CATEGORIES = [Category(2, "sea_horse", "a small fish"), Category(5, "cup", "a small container")] * 2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("synthesizer") / "sd")
+
+
+def build(checkpoint, *, area_ratio_range=(0.0, 1.0), **settings):
+    """The synthesizer as a config builds it, with a filter that lets most noise pass."""
+    node = {
+        "_target_": "mflight.synthesis.synthesizer.MosaicSynthesizer",
+        "pipeline": {"_target_": "mflight.diffusion.pipeline.load_pipeline", "checkpoint": str(checkpoint)},
+        "labeler": {"_target_": "mflight.synthesis.labeler.AttentionLabeler", "sigma_spatial_px": 4.0},
+        "region_filter": {
+            "_target_": "mflight.synthesis.filters.RegionFilter",
+            "area_ratio_range": list(area_ratio_range),
+            "max_components": 1000,
+            "rescue": True,
+        },
+        "attention": {"_target_": "mflight.diffusion.attention.AttentionSettings", "levels": [0, 1]},
+        "num_inference_steps": 2,
+    }
+    return instantiate(node | settings, _convert_="all")
+
+
+def request(index, num_regions=4, **settings):
+    draws = random.Random(index)
+    layout = draw_layout(
+        num_regions=num_regions,
+        region_hw=(32, 32),
+        overlap_hw=(8, 8),
+        center_ratio_range=(0.75, 1.25),
+        stride_px=4,
+        draws=draws,
+    )
+    categories = CATEGORIES[:num_regions]
+    return MosaicRequest(
+        request_id=f"sample-{index}",
+        index=index,
+        category_ids=tuple(category.category_id for category in categories),
+        names=tuple(category.name for category in categories),
+        prompts=PromptBuilder().build(categories, draws),
+        layout=layout,
+        noise_seed=100 + index,
+        **settings,
+    )
+
+
+def test_samples_do_not_depend_on_the_batch(checkpoint):
+    synthesizer = build(checkpoint)
+    requests = [request(0), request(1), request(2, num_regions=1), request(3, num_regions=2)]
+    together = synthesizer.synthesize(requests)
+    for one, expected in zip(requests, together, strict=True):
+        (alone,) = build(checkpoint, max_batch=2).synthesize([one])
+        assert np.abs(alone.image.astype(int) - expected.image.astype(int)).max() <= 1
+        assert [region["rejected"] for region in alone.regions] == [r["rejected"] for r in expected.regions]
+
+
+def test_annotations_describe_their_masks(checkpoint):
+    (result,) = build(checkpoint).synthesize([request(0)])
+    assert result.image.shape == (64, 64, 3) and result.image.dtype == np.uint8
+    assert [region["category_id"] for region in result.regions] == [2, 5, 2, 5]
+    assert result.annotations
+    for annotation in result.annotations:
+        region = result.regions[annotation["region"]]
+        assert region["rejected"] is None and region["category_id"] == annotation["category_id"]
+        mask = rle_decode(annotation["segmentation"])
+        rows, columns = np.nonzero(mask)
+        assert annotation["area"] == mask.sum()
+        x, y, width, height = annotation["bbox"]
+        assert (x, y, x + width, y + height) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        x1, y1, x2, y2 = region["box"]
+        assert x1 <= x and y1 <= y and x + width <= x2 and y + height <= y2
+
+
+def test_sample_carries_all_that_made_it(checkpoint):
+    synthesizer = build(checkpoint, guidance_scale=4.0)
+    wanted = request(0, negative_prompts=("fish", "", "", ""))
+    sample = synthesizer.synthesize([wanted])[0].sample()
+    assert sample.sample_id == "sample-0"
+    provenance = json.loads(json.dumps(sample.provenance))
+    assert MosaicRequest.from_dict(provenance["request"]) == wanted
+    assert provenance["checkpoint"] == str(checkpoint)
+    assert provenance["weights_sha256"] == synthesizer.pipeline.weights_sha256
+    assert len(provenance["weights_sha256"]) == 64
+    assert (provenance["scheduler"], provenance["num_inference_steps"]) == ("DDIMScheduler", 2)
+    assert provenance["guidance_scales"] == [4.0] * 4
+    assert provenance["attention"]["token_rule"] == "name"
+
+
+def test_dropped_canvas_gives_no_sample_but_says_why(checkpoint):
+    (result,) = build(checkpoint, area_ratio_range=(0.999, 1.0)).synthesize([request(0)])
+    assert result.sample() is None
+    assert {region["rejected"] for region in result.regions} <= {"too_small", "no_component"}
+    assert result.annotations == []
+
+
+def test_stages_share_their_seconds(checkpoint):
+    results = build(checkpoint).synthesize([request(0), request(1)])
+    assert [set(result.seconds) for result in results] == [{"denoise", "decode", "label"}] * 2
+    assert results[0].seconds["denoise"] > 0
+
+
+def test_nothing_asked_gives_nothing(checkpoint):
+    assert build(checkpoint).synthesize([]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_inference_steps": 0}, "input_value=0"),
+        ({"max_batch": 1}, "input_value=1"),
+        ({"guidance_scale": -2.0}, "-2"),
+    ],
+)
+def test_wrong_settings_are_refused(checkpoint, settings, message):
+    with pytest.raises(ValueError, match=message):
+        # hydra wraps what a constructor raises, so the class is called by itself
+        type(build(checkpoint))(**(vars_of(build(checkpoint)) | settings))
+
+
+def vars_of(synthesizer):
+    return {key: getattr(synthesizer, key) for key in ("pipeline", "labeler", "region_filter")}
