@@ -1,0 +1,17 @@
+"""Where the mini checkpoint lies."""
+
+from pathlib import Path
+
+
+def checkpoint_folder() -> str:
+    """Return the folder of the checkpoint that the package carries, in the format of ``StableDiffusionPipeline``.
+
+    Raises:
+        FileNotFoundError: if the installation lacks it.
+    """
+    folder = Path(__file__).parent / "checkpoint"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"the mini checkpoint must lie in {folder}: make it with python -m mflight.minilvis.train_checkpoint"
+        )
+    return str(folder)

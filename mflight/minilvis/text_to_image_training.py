@@ -1,0 +1,106 @@
+"""Train text encoder and UNet of the mini checkpoint, step by step, resumable at any saved step."""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from mflight.minilvis.text_to_image import SceneBatch, TextToImage, draw_batch
+
+_EMA_DECAY = 0.998
+_WARMUP_STEPS = 100
+
+
+class _Steps(Dataset):
+    """The batches of steps ``start`` to ``stop``, each drawn from (seed, step) alone."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, *, start: int, stop: int, batch_size: int, seed: int):
+        self.tokenizer, self.start, self.stop = tokenizer, start, stop
+        self.batch_size, self.seed = batch_size, seed
+
+    def __len__(self) -> int:
+        return max(self.stop - self.start, 0)
+
+    def __getitem__(self, index: int) -> SceneBatch:
+        return draw_batch(
+            self.batch_size, self.tokenizer, (self.seed, self.start + index), unconditional_ratio=0.12
+        )
+
+
+class TextToImageTrainer:
+    """Holds the model, its moving average and the optimizer; the average is what is shipped."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, state_file: Path, *, batch_size: int = 16, seed: int = 0):
+        torch.manual_seed(seed)
+        self.tokenizer, self.state_file = tokenizer, state_file
+        self.batch_size, self.seed = batch_size, seed
+        self.model = TextToImage(len(tokenizer))
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.step = 0
+        if state_file.exists():
+            self._load()
+
+    def train(
+        self, *, num_steps: int, learning_rate: float, cooldown_steps: int = 0, save_every_steps: int = 100
+    ) -> None:
+        """Train until step ``num_steps``: warm-up, constant rate, and a linear fall over the last ``cooldown_steps``."""
+        self.model.unet.to(memory_format=torch.channels_last)
+        steps = _Steps(
+            self.tokenizer, start=self.step, stop=num_steps, batch_size=self.batch_size, seed=self.seed
+        )
+        batches = DataLoader(steps, batch_size=None, num_workers=0)
+        smooth: dict[str, float] = {}
+        progress = tqdm(batches, desc="text to image", initial=self.step, total=num_steps, mininterval=10)
+        for batch in progress:
+            rate = learning_rate * min(1.0, (self.step + 1) / _WARMUP_STEPS)
+            if cooldown_steps:
+                rate *= min(1.0, (num_steps - self.step) / cooldown_steps)
+            losses = self._train_step(batch, rate)
+            for name, loss in losses.items():
+                smooth[name] = 0.98 * smooth.get(name, loss) + 0.02 * loss
+            progress.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()}, refresh=False)
+            if self.step % save_every_steps == 0 or self.step == num_steps:
+                self.save()
+
+    def _train_step(self, batch: SceneBatch, rate: float) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = self.model(batch, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(_EMA_DECAY, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def save(self) -> None:
+        """Write the whole state, or leave the former one untouched."""
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.state_file.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.state_file)
+
+    def _load(self) -> None:
+        state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
