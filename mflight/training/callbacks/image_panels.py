@@ -1,0 +1,123 @@
+"""Panels of synthetic images and of predictions, with their masks, in wandb."""
+
+from typing import Annotated, Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from pydantic import Field, validate_call
+from torch import Tensor
+
+from mflight.data.categories import Categories
+from mflight.data.target import Target
+from mflight.detection.results import predictions_to_rle
+from mflight.functional.masks import rle_decode
+
+
+class ImagePanels(L.Callback):
+    """Logs ``panels/synthetic`` while training and ``panels/predictions`` at each validation.
+
+    Args:
+        num_images: images in a panel.
+        every_n_steps: training steps between two panels of synthetic images.
+        min_score: predictions below it are not drawn, in [0, 1].
+    """
+
+    @validate_call
+    def __init__(
+        self,
+        *,
+        num_images: Annotated[int, Field(ge=1)] = 8,
+        every_n_steps: Annotated[int, Field(ge=1)] = 200,
+        min_score: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3,
+    ):
+        self._num_images, self._every_n_steps, self._min_score = num_images, every_n_steps, min_score
+        self._synthetic: dict[str, tuple[Tensor, Target]] = {}
+        self._predicted: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the latest synthetic images, and log them from time to time."""
+        if not _wandb_loggers(trainer):
+            return
+        for image, target in zip(*batch, strict=True):
+            if target["is_synthetic"]:
+                self._synthetic.pop(target["sample_id"], None)
+                self._synthetic[target["sample_id"]] = (image, target)
+        while len(self._synthetic) > self._num_images:
+            self._synthetic.pop(next(iter(self._synthetic)))
+        if self._synthetic and trainer.global_step % self._every_n_steps == 0:
+            panels = [
+                (image, target["masks"], target["labels"], sample_id)
+                for sample_id, (image, target) in self._synthetic.items()
+            ]
+            self._log(trainer, "panels/synthetic", panels)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep the first images with what was found in them."""
+        if not _wandb_loggers(trainer) or not isinstance(outputs, list):
+            return
+        for image, prediction in zip(batch[0], outputs, strict=True):
+            if len(self._predicted) < self._num_images:
+                self._predicted.append((image, prediction))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what was found."""
+        panels = []
+        for number, (image, prediction) in enumerate(self._predicted):
+            kept = prediction["scores"] > self._min_score
+            confident = {key: prediction[key][kept] for key in ("boxes", "labels", "roi_masks")}
+            rles = predictions_to_rle(confident, tuple(image.shape[-2:]))
+            masks = (
+                torch.from_numpy(np.stack([rle_decode(rle) for rle in rles]))
+                if rles
+                else torch.zeros(0, 1, 1)
+            )
+            panels.append((image, masks, confident["labels"], f"validation image {number}"))
+        self._predicted.clear()
+        if panels:
+            self._log(trainer, "panels/predictions", panels)
+
+    def _log(self, trainer: L.Trainer, key: str, panels: list[tuple[Tensor, Tensor, Tensor, str]]) -> None:
+        class_labels = _class_labels(getattr(trainer.datamodule, "categories", None))
+        for logger in _wandb_loggers(trainer):
+            logger.log_image(
+                key,
+                [image.permute(1, 2, 0).cpu().numpy() for image, *_ in panels],
+                caption=[caption for *_, caption in panels],
+                masks=[
+                    {
+                        "instances": {
+                            "mask_data": _label_map(image, masks, labels),
+                            "class_labels": class_labels,
+                        }
+                    }
+                    for image, masks, labels, _ in panels
+                ],
+            )
+
+
+def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:
+    return (
+        [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if trainer.is_global_zero
+        else []
+    )
+
+
+def _class_labels(categories: Categories | None) -> dict[int, str]:
+    names = {label: category.name for label, category in enumerate(categories or (), start=1)}
+    return {0: "background", **names}
+
+
+def _label_map(image: Tensor, masks: Tensor, labels: Tensor) -> np.ndarray:
+    """Return ``uint16[H, W]``: the label shown at each pixel, later instances on top."""
+    drawn = np.zeros(tuple(image.shape[-2:]), dtype=np.uint16)
+    for mask, label in zip(masks.cpu().numpy(), labels.tolist(), strict=True):
+        drawn[mask.astype(bool)] = label
+    return drawn

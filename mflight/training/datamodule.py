@@ -1,0 +1,269 @@
+"""Real LVIS-format images mixed with the synthetic ones of a pool, as a LightningDataModule."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning as L
+import torch.distributed as dist
+from pydantic import ConfigDict, Field, validate_call
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mflight.data.categories import Categories
+from mflight.data.lvis import LVISDataset
+from mflight.data.mixing import MixedBatches
+from mflight.data.samplers import RepeatFactorSampler, category_frequencies, repeat_factors
+from mflight.data.slots import SlotCounts
+from mflight.data.target import Target
+from mflight.data.transforms import EvalTransform, TrainTransform
+from mflight.synthesis.service import ServiceReport, SynthesisService
+from mflight.synthesis.stream import PoolStream
+
+LVIS_DOWNLOADS = "https://www.lvisdataset.org/dataset"
+
+
+class MixedDataModule(L.LightningDataModule):
+    """Feeds a detector with real and synthetic images, and keeps the generators alive meanwhile.
+
+    A training batch is ``(images, targets)``: lists of float32[3, H, W] in [0, 1] and of torchvision targets
+    (``mflight.data.target``). It works under any Trainer; the loader shards itself over the ranks.
+
+    Args:
+        train_annotations: LVIS v1 or COCO JSON of the images trained on.
+        train_images: folder of these images.
+        val_annotations: JSON of the images scored.
+        val_images: folder of these images.
+        train_transform: augments real and synthetic images.
+        batch_size: images a step, over all ranks.
+        epoch_steps: steps between two validations.
+        val_batch_size: images a step of validation, of each rank.
+        num_workers: processes that read images for each rank; 0 reads in the trainer's own.
+        repeat_threshold: images of classes in a smaller share of the images are repeated; 0 repeats none.
+        cache_dir: folder of the annotations' flat arrays.
+        prepare: makes the dataset where it is not there yet.
+        synthetic_ratio: share of synthetic images, in [0, 1].
+        warmup_steps: steps over which that share rises from 0.
+        stream: given ``categories``, ``rank`` and ``world_size``, opens the pool; ``None`` trains on real images.
+        service: builds what runs the generators; ``None`` draws nothing.
+        wait: wait for a sample where none is ready.
+        service_poll_s: time between two looks at the generators, in seconds.
+        seed: of sampling and augmentation.
+
+    Raises:
+        ValueError: if ``synthetic_ratio`` is above 0 without a ``stream``.
+    """
+
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def __init__(
+        self,
+        *,
+        train_annotations: Path,
+        train_images: Path,
+        val_annotations: Path,
+        val_images: Path,
+        train_transform: TrainTransform,
+        batch_size: Annotated[int, Field(ge=1)] = 16,
+        epoch_steps: Annotated[int, Field(ge=1)] = 5000,
+        val_batch_size: Annotated[int, Field(ge=1)] = 1,
+        num_workers: Annotated[int, Field(ge=0)] = 4,
+        repeat_threshold: Annotated[float, Field(ge=0.0)] = 0.001,
+        cache_dir: Path | None = None,
+        prepare: Callable[[], Any] | None = None,
+        synthetic_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0,
+        warmup_steps: Annotated[int, Field(ge=0)] = 0,
+        stream: Callable[..., PoolStream] | None = None,
+        service: Callable[[], SynthesisService] | None = None,
+        wait: bool = False,
+        service_poll_s: Annotated[float, Field(gt=0.0)] = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if synthetic_ratio > 0 and stream is None:
+            raise ValueError(
+                f"synthesis.synthetic_ratio={synthetic_ratio} needs a source of synthetic images: "
+                "choose synthesis=online or synthesis=replay, or set synthesis.synthetic_ratio=0"
+            )
+        self.train_annotations, self.train_images = train_annotations, train_images
+        self.val_annotations, self.val_images = val_annotations, val_images
+        self._train_transform, self._cache_dir, self._prepare = train_transform, cache_dir, prepare
+        self._batch_size, self._val_batch_size, self._epoch_steps = batch_size, val_batch_size, epoch_steps
+        self._num_workers, self._repeat_threshold = num_workers, repeat_threshold
+        self._synthetic_ratio, self._warmup_steps, self._wait = synthetic_ratio, warmup_steps, wait
+        self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
+        self._seed = seed
+        self.stream: PoolStream | None = None
+        self._batches: MixedBatches | None = None
+        self._val: LVISDataset | None = None
+        self._service: SynthesisService | None = None
+        self._polled_at = 0.0
+        self._report: ServiceReport | None = None
+        self.all_messages: list[str] = []
+        self._num_taken = 0
+        self._loaded_state: dict[str, Any] | None = None
+
+    @property
+    def categories(self) -> Categories:
+        """The classes of the validation annotations."""
+        return self._val_dataset().categories
+
+    @property
+    def counts(self) -> SlotCounts:
+        """What has filled the slots of the batches trained on so far."""
+        return self._batches.counts if self._batches else SlotCounts()
+
+    @property
+    def report(self) -> ServiceReport | None:
+        """Where the generators stood at the last look; ``None`` where none run here."""
+        return self._report
+
+    def take_messages(self) -> list[str]:
+        """Return what has happened to the generators since the last call."""
+        messages = self.all_messages[self._num_taken :]
+        self._num_taken = len(self.all_messages)
+        return messages
+
+    def check_files(self) -> None:
+        """Raise at once if the dataset is not there and is not made by ``prepare``.
+
+        Raises:
+            FileNotFoundError: naming what is missing, where LVIS publishes it and the keys that point at it.
+        """
+        if self._prepare is not None:
+            return
+        wanted = {
+            "data.train_annotations": self.train_annotations,
+            "data.train_images": self.train_images,
+            "data.val_annotations": self.val_annotations,
+            "data.val_images": self.val_images,
+        }
+        missing = [f"{key}={path}" for key, path in wanted.items() if not path.exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"the dataset is not there: {', '.join(missing)} do not exist. LVIS v1 annotations and the COCO 2017 "
+                f"images they need are published at {LVIS_DOWNLOADS}; set data.root (or MFLIGHT_LVIS_ROOT) to the "
+                "folder that holds them, or these keys one by one"
+            )
+
+    def prepare_data(self) -> None:
+        """Make the dataset where it can be made."""
+        self.check_files()
+        if self._prepare is not None:
+            self._prepare()
+
+    def setup(self, stage: str) -> None:
+        """Open the data, and start the generators before training begins."""
+        self._val_dataset()
+        if stage != "fit" or self._batches is not None:
+            return
+        rank, world_size = _rank_and_world_size()
+        train = LVISDataset(
+            annotation_file=self.train_annotations,
+            image_root=self.train_images,
+            cache_dir=self._cache_dir,
+            transform=self._train_transform,
+        )
+        self._batches = self._mix(train, rank, world_size)
+        if self._loaded_state is not None:
+            self._batches.load_state_dict(self._loaded_state)
+        if self._build_service is not None and rank == 0:
+            self._service = self._build_service()
+            self._service.start()
+            self._poll()
+
+    def train_dataloader(self) -> MixedBatches:
+        """Return the batches of this rank."""
+        return self._batches
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the validation images, in order."""
+        return DataLoader(
+            self._val_dataset(),
+            batch_size=self._val_batch_size,
+            num_workers=self._num_workers,
+            collate_fn=_to_lists,
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look after the generators between two batches, of training and of validation."""
+        if self._service is not None and time.monotonic() - self._polled_at > self._service_poll_s:
+            self._poll()
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Stop the generators."""
+        if stage == "fit" and self._service is not None:
+            self._poll()
+            self._service.stop()
+            self._service = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop the generators when training ends by an error."""
+        self.teardown("fit")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the data: sampler, ratio, uses of the samples."""
+        return {"batches": self._batches.state_dict()} if self._batches else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's place in the data."""
+        self._loaded_state = state.get("batches")
+        if self._batches is not None and self._loaded_state is not None:
+            self._batches.load_state_dict(self._loaded_state)
+
+    def _mix(self, train: LVISDataset, rank: int, world_size: int) -> MixedBatches:
+        if self._batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size={self._batch_size} must be a multiple of the {world_size} training ranks"
+            )
+        image_categories = [train.annotations.image_category_ids(index) for index in range(len(train))]
+        factors = repeat_factors(
+            category_frequencies(image_categories), image_categories, self._repeat_threshold
+        )
+        if self._build_stream is not None:
+            self.stream = self._build_stream(categories=train.categories, rank=rank, world_size=world_size)
+        return MixedBatches(
+            real=train,
+            sampler=RepeatFactorSampler(factors=factors, seed=self._seed, rank=rank, num_ranks=world_size),
+            synthetic=self.stream,
+            batch_size=self._batch_size // world_size,
+            synthetic_ratio=self._synthetic_ratio,
+            epoch_steps=self._steps_an_epoch(),
+            warmup_steps=self._warmup_steps,
+            transforms=self._train_transform,
+            wait=self._wait,
+            num_workers=self._num_workers,
+            rank=rank,
+            seed=self._seed,
+        )
+
+    def _steps_an_epoch(self) -> int:
+        """Shorten the epoch of a run that has fewer steps, so that it ends with a validation."""
+        max_steps = self.trainer.max_steps if self.trainer is not None else -1
+        return min(self._epoch_steps, max_steps) if max_steps > 0 else self._epoch_steps
+
+    def _val_dataset(self) -> LVISDataset:
+        if self._val is None:
+            self._val = LVISDataset(
+                annotation_file=self.val_annotations,
+                image_root=self.val_images,
+                cache_dir=self._cache_dir,
+                transform=EvalTransform(),
+            )
+        return self._val
+
+    def _poll(self) -> None:
+        self._polled_at = time.monotonic()
+        self._report = self._service.poll()
+        self.all_messages.extend(self._report.messages)
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _to_lists(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    return [image for image, _ in samples], [target for _, target in samples]

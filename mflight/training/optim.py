@@ -1,0 +1,72 @@
+"""Learning-rate schedules in optimizer steps."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, validate_call
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Steps = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+def warmup_multistep(
+    optimizer: Optimizer,
+    *,
+    warmup_steps: Steps = 1000,
+    warmup_start: Share = 0.001,
+    milestones_steps: Sequence[Steps] = (60_000, 80_000),
+    gamma: Share = 0.1,
+) -> LambdaLR:
+    """Rise linearly, then multiply the rate by ``gamma`` at each milestone: detectron2's "1x" and "2x".
+
+    Args:
+        optimizer: whose rates are scaled.
+        warmup_steps: steps of the rise.
+        warmup_start: share of the rate at step 0.
+        milestones_steps: when the rate falls.
+        gamma: factor of each fall.
+
+    Returns:
+        the schedule, to be stepped once an optimizer step.
+
+    """
+
+    def factor(step: int) -> float:
+        warm = 1.0 if step >= warmup_steps else warmup_start + (1 - warmup_start) * step / warmup_steps
+        return warm * gamma ** sum(step >= milestone for milestone in milestones_steps)
+
+    return LambdaLR(optimizer, factor)
+
+
+@validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+def warmup_cosine(
+    optimizer: Optimizer,
+    *,
+    total_steps: Annotated[int, Field(ge=1)],
+    warmup_steps: Steps = 0,
+    final: Share = 0.0,
+) -> LambdaLR:
+    """Rise linearly, then fall along half a cosine to ``final`` times the rate at ``total_steps``.
+
+    Args:
+        optimizer: whose rates are scaled.
+        total_steps: steps of the whole run.
+        warmup_steps: steps of the rise.
+        final: share of the rate at the end.
+
+    Returns:
+        the schedule, to be stepped once an optimizer step.
+
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,107 @@
+"""What a person reads at the end: AP by frequency, what was drawn, and where everything lies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from mflight.training.callbacks.synthesis_monitor import generator_figures, slot_figures
+from mflight.training.datamodule import MixedDataModule
+
+_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+@rank_zero_only
+def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None = None) -> None:
+    """Print the final table, and write ``results.json`` and ``per_class.json`` into the run folder.
+
+    Args:
+        trainer: after its last validation.
+        run_dir: the run folder.
+        pool_dir: the pool folder, or ``None``.
+    """
+    data, module = trainer.datamodule, trainer.lightning_module
+    figures = {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+    }
+    has_slots = isinstance(data, MixedDataModule)
+    messages = data.all_messages if has_slots else []
+    rows = getattr(module, "per_class", [])
+    results = {
+        "steps": trainer.global_step,
+        **figures,
+        **(slot_figures(data.counts) if has_slots else {}),
+        **(generator_figures(data.report) if has_slots and data.report else {}),
+        "messages": messages,
+    }
+    (run_dir / "results.json").write_text(json.dumps(results, indent=1))
+    (run_dir / "per_class.json").write_text(json.dumps(rows, indent=1, default=float))
+    _log_per_class(trainer, rows)
+    console = Console(width=110)
+    console.print(_ap_table(figures))
+    if has_slots and data.stream is not None:
+        console.print(_synthesis_lines(data), highlight=False)
+    for message in messages:
+        console.print(message, style="bold red", highlight=False)
+    for label, place in _places(trainer, run_dir, pool_dir):
+        console.print(f"{label:<11} {place}", soft_wrap=True, highlight=False)
+
+
+def _places(trainer: L.Trainer, run_dir: Path, pool_dir: Path | None) -> list[tuple[str, str]]:
+    places = [("run folder", str(run_dir))]
+    if pool_dir is not None and pool_dir.exists():
+        places.append(("pool", str(pool_dir)))
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+            places.append(("checkpoint", callback.best_model_path))
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            folder = Path(logger.experiment.dir).parent
+            places.append(("wandb run", str(folder)))
+            if logger.experiment.settings.mode == "offline":
+                places.append(("", f"offline; to send it: wandb sync {folder}"))
+    return places
+
+
+def _ap_table(figures: dict[str, float]) -> Table:
+    table = Table(title="LVIS validation, percent (r, c, f: rare, common, frequent classes)")
+    table.add_column("")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", style="bold" if column == "APr" else None)
+    for iou_type, title in (("bbox", "boxes"), ("segm", "masks")):
+        values = [figures.get(f"val/{iou_type}/{column}") for column in _COLUMNS]
+        if any(value is not None for value in values):
+            table.add_row(title, *("-" if v is None or v < 0 else f"{v:.1f}" for v in values))
+    return table
+
+
+def _synthesis_lines(data: MixedDataModule) -> str:
+    counts, report = data.counts, data.report
+    line = (
+        f"images trained on: {counts.real} real, {counts.fresh} fresh and {counts.reused} reused synthetic "
+        f"({100 * counts.synthetic_share:.1f} %), {counts.fallback} fallbacks to real"
+    )
+    if report is None:
+        return line
+    regions, rejected = report.total("regions"), sum(report.total_by_name("rejected").values())
+    return (
+        f"{line}\ngenerated: {report.total('accepted'):.0f} images accepted, {report.total('dropped'):.0f} dropped; "
+        f"{regions - rejected:.0f} of {regions:.0f} regions passed the filter"
+    )
+
+
+def _log_per_class(trainer: L.Trainer, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    columns = list(rows[0])
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(
+                "val/per_class", columns=columns, data=[[row[c] for c in columns] for row in rows]
+            )

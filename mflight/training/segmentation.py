@@ -1,0 +1,127 @@
+"""The detector as a LightningModule: losses in training, LVIS figures in validation."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mflight.data.target import Target
+from mflight.detection.results import predictions_to_rle
+from mflight.evaluation.lvis_ap import LVISEvaluator
+
+Batch = tuple[list[Tensor], list[Target]]
+
+_LOSS_NAMES = {
+    "loss_classifier": "classifier",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+    "loss_objectness": "objectness",
+    "loss_rpn_box_reg": "proposal_box",
+}
+
+
+class InstanceSegmentationModule(L.LightningModule):
+    """Trains a torchvision detector and scores it by LVIS's rules.
+
+    It logs ``train/loss/*`` at each step, and ``val/bbox/*`` and ``val/segm/*`` (AP, AP50, ..., APr, APc, APf, in
+    percent) after each validation. ``per_class`` then holds a row for each class, ``validated_at_step`` the step.
+
+    Args:
+        model: in training ``model(images, targets)`` returns losses by name, else ``model(images)`` returns
+            ``boxes``, ``labels``, ``scores`` and ``roi_masks`` for each image.
+        optimizer: called with the parameters that are trained.
+        lr_schedule: called with the optimizer, stepped once a training step; ``None`` keeps the rate.
+        evaluator: called at the first validation, when the annotations are there.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        evaluator: Callable[[], LVISEvaluator] | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self._build_optimizer, self._build_schedule = optimizer, lr_schedule
+        self._build_evaluator = evaluator
+        self._evaluator: LVISEvaluator | None = None
+        self.per_class: list[dict[str, Any]] = []
+        self.validated_at_step: int | None = None
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Return the detections of each image; ``images`` are float32[3, H, W] in [0, 1]."""
+        return self.model(images)
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule."""
+        optimizer = self._build_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._build_schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._build_schedule(optimizer), "interval": "step"},
+        }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the detector's losses; one that is not finite ends the training with its name."""
+        images, targets = batch
+        losses = self.model(images, targets)
+        total = sum(losses.values())
+        if not math.isfinite(total):
+            values = {name: round(loss.item(), 4) for name, loss in losses.items()}
+            ids = [target["image_id"] for target in targets]
+            raise FloatingPointError(
+                f"the loss must stay finite, got {values} at step {self.global_step}, images {ids}"
+            )
+        logged = {f"train/loss/{_LOSS_NAMES.get(name, name)}": loss.detach() for name, loss in losses.items()}
+        self.log_dict(logged, batch_size=len(images))
+        self.log("train/loss/total", total.detach(), prog_bar=True, batch_size=len(images))
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        """Make the evaluator ready."""
+        if self._evaluator is None:
+            if self._build_evaluator is None:
+                raise ValueError("validation needs an evaluator, got evaluator=None")
+            self._evaluator = self._build_evaluator()
+        self._evaluator.reset()
+        self.validated_at_step = self.global_step
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        """Detect, and hand boxes and run-length masks to the evaluator at once."""
+        images, targets = batch
+        predictions = self.model(images)
+        category_ids = self._evaluator.ground_truth.category_ids
+        for image, target, prediction in zip(images, targets, predictions, strict=True):
+            self._evaluator.update(
+                image_id=int(target["image_id"]),
+                boxes_xyxy=prediction["boxes"].float().cpu(),
+                scores=prediction["scores"].float().cpu(),
+                category_ids=category_ids[prediction["labels"].cpu().numpy() - 1],
+                rles=predictions_to_rle(prediction, tuple(image.shape[-2:])),
+            )
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        """Score what all ranks have found, and log it."""
+        if dist.is_available() and dist.is_initialized():
+            states: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(states, self._evaluator.state())
+            self._evaluator.merge([state for rank, state in enumerate(states) if rank != dist.get_rank()])
+        seen = self._evaluator.updated_image_ids
+        figures = self._evaluator.compute(image_ids=seen)
+        self.per_class = self._evaluator.per_class(image_ids=seen)
+        for iou_type, values in figures.items():
+            for name, value in values.items():
+                self.log(
+                    f"val/{iou_type}/{name}", torch.tensor(value, dtype=torch.float32), rank_zero_only=True
+                )
+        self._evaluator.reset()

@@ -1,0 +1,90 @@
+"""Every file of conf/ composes, and every `_target_` and its keys exist."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
+ROOT_FILES = sorted(path.stem for path in CONF.glob("*.yaml"))
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+RUNTIME = ["paths.run_dir=runs/test"]  # what hydra.main would fill in
+LVIS_FORMAT = [
+    f"data.{key}=somewhere"
+    for key in ("root", "train_annotations", "train_images", "val_annotations", "val_images")
+] + ["data.num_classes=3"]
+
+
+def compose_with(overrides: list[str], name: str = "train") -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=overrides)
+
+
+def nodes_with_target(node: object, place: str = "") -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield place, node
+        for key in node:
+            yield from nodes_with_target(node[key], f"{place}.{key}")
+    elif isinstance(node, ListConfig):
+        for index, child in enumerate(node):
+            yield from nodes_with_target(child, f"{place}[{index}]")
+
+
+def check_targets(cfg: DictConfig) -> int:
+    count = 0
+    for place, node in nodes_with_target(cfg):
+        target = get_object(node["_target_"])
+        parameters = inspect.signature(target).parameters
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        for key in set(node) - HYDRA_KEYS:
+            assert takes_any or key in parameters, f"{place}: {node['_target_']} has no parameter {key!r}"
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("file", GROUP_FILES, ids=str)
+def test_every_group_file_composes_and_its_targets_resolve(file):
+    group, option = file.parent.as_posix(), file.stem
+    overrides = [
+        *RUNTIME,
+        f"{group}={option}",
+        *(LVIS_FORMAT if file == Path("data/lvis_format.yaml") else []),
+    ]
+    cfg = compose_with(overrides)
+    OmegaConf.resolve(cfg)
+    assert check_targets(cfg) >= 10
+
+
+@pytest.mark.parametrize("name", ROOT_FILES)
+def test_every_root_file_composes(name):
+    given = {"train": RUNTIME, "evaluate": ["annotations=a.json", "predictions=b.json"]}
+    cfg = compose_with(given[name], name)
+    assert len(cfg) > 0
+    check_targets(cfg)
+
+
+def test_the_walk_finds_the_files_it_should():
+    assert Path("experiment/lvis_rare.yaml") in GROUP_FILES
+    assert len(GROUP_FILES) >= 20
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises(Exception, match="synthetic_ration"):
+        compose_with([*RUNTIME, "synthesis.synthetic_ration=0.5"])
+
+
+def test_lvis_rare_draws_and_its_baseline_does_not():
+    rare, baseline = (
+        compose_with([*RUNTIME, f"experiment={name}"]) for name in ("lvis_rare", "lvis_baseline")
+    )
+    assert rare.synthesis.service is not None and rare.synthesis.synthetic_ratio > 0
+    assert baseline.synthesis.service is None and baseline.synthesis.synthetic_ratio == 0
+    assert rare.model == baseline.model and rare.optim == baseline.optim and rare.trainer == baseline.trainer
