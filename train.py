@@ -1,4 +1,4 @@
-"""Train a detector, with or without synthesis: `python train.py experiment=mini`, `python train.py --help`."""
+"""Train a detector, with or without synthesis: `python train.py`, `python train.py --help`."""
 
 import os
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    from mflight.run import run
+    from mflight.run import run  # not above: each generator process imports this file, and needs no trainer
 
     return run(cfg).get(cfg.monitor)
 

@@ -8,12 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
+from mflight.training.console import build_progress_bar, calm_lightning
 from mflight.training.datamodule import MixedDataModule
 from mflight.training.devices import DeviceSplit, split_devices
+from mflight.training.loggers import finish_loggers
 from mflight.training.results import report_results
 
 logger = logging.getLogger(__name__)
@@ -22,50 +23,48 @@ logger = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> dict[str, float]:
     """Train and validate what a composed config describes.
 
+    A missing dataset, pool or checkpoint is a FileNotFoundError, a setting that breaks its rule a ValueError,
+    and both are raised before anything is started.
+
     Args:
         cfg: as ``conf/train.yaml`` composes it.
 
     Returns:
         the last value of every logged figure.
-
-    Raises:
-        FileNotFoundError: if the dataset, or the checkpoint of ``resume_from``, is not there.
-        ValueError: if a setting breaks its rule.
     """
+    calm_lightning()
     checkpoint = _continue_from(cfg)
     _check_pool(cfg)
     split = _split(cfg)
     if split.synthesis_devices:
-        cfg.synthesis.devices, cfg.synthesis.num_threads = (
-            list(split.synthesis_devices),
-            split.synthesis_threads,
-        )
+        cfg.synthesis.devices = list(split.synthesis_devices)
+        cfg.synthesis.num_threads = split.synthesis_threads
     torch.set_num_threads(split.trainer_threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    _say(cfg, split)
 
     datamodule: MixedDataModule = instantiate(cfg.datamodule)
     datamodule.check_files()
     module = instantiate(cfg.module)
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
-    trainer = instantiate(
+    devices = split.trainer_devices
+    trainer: L.Trainer = instantiate(
         cfg.trainer,
         accelerator=split.accelerator,
-        devices=split.trainer_devices
-        if isinstance(split.trainer_devices, int)
-        else list(split.trainer_devices),
-        callbacks=[*callbacks, _progress_bar()],
+        devices=devices if isinstance(devices, int) else list(devices),
+        callbacks=[*callbacks, build_progress_bar()],
         logger=loggers,
     )
-    for one in loggers:
-        one.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
-    if module.validated_at_step != trainer.global_step:  # the last epoch was cut short
-        trainer.validate(module, datamodule=datamodule, verbose=False)
-    report_results(trainer, run_dir=Path(cfg.paths.run_dir), pool_dir=_pool_dir(cfg))
-    for one in loggers:
-        one.finalize("success")
+    _say(cfg, split, checkpoint)
+    try:
+        for each in loggers:
+            each.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+        if module.validated_at_step != trainer.global_step:  # the last epoch was cut short
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+        report_results(trainer, run_dir=Path(cfg.paths.run_dir), pool_dir=_pool_dir(cfg))
+    finally:
+        finish_loggers(loggers)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -93,7 +92,8 @@ def _continue_from(cfg: DictConfig) -> Path | None:
             f"resume_from must name a run folder or a checkpoint file, {checkpoint} is not there"
         )
     pool = checkpoint.parent.parent / "pool"
-    if pool.is_dir():
+    is_own = Path(cfg.paths.pool_dir) == Path(cfg.paths.run_dir) / "pool"  # nobody has named another one
+    if is_own and pool.is_dir():
         cfg.paths.pool_dir = str(pool)
     return checkpoint
 
@@ -113,14 +113,11 @@ def _plain(choice: Any) -> Any:
     return OmegaConf.to_container(choice) if OmegaConf.is_config(choice) else choice
 
 
-def _say(cfg: DictConfig, split: DeviceSplit) -> None:
-    training = (
-        f"trains on {split.accelerator} {split.trainer_devices} with {split.trainer_threads} thread(s) a rank"
-    )
+@rank_zero_only
+def _say(cfg: DictConfig, split: DeviceSplit, checkpoint: Path | None) -> None:
+    training = f"{split.accelerator} {split.trainer_devices}, {split.trainer_threads} thread(s) a rank"
     drawing = f"draws on {', '.join(split.synthesis_devices)}" if split.synthesis_devices else "draws nothing"
-    logger.info("mflight %s, %s; run folder %s", training, drawing, cfg.paths.run_dir)
-
-
-def _progress_bar() -> L.Callback:
-    """Rich where a person looks, plain lines where a file is written."""
-    return RichProgressBar(refresh_rate=5) if Console().is_terminal else TQDMProgressBar(refresh_rate=25)
+    logger.info("mflight trains on %s, and %s", training, drawing)
+    if checkpoint is not None:
+        logger.info("it goes on from %s", checkpoint)
+    logger.info("run folder %s", cfg.paths.run_dir)

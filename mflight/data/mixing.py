@@ -90,6 +90,7 @@ class MixedBatches:
         transforms: called with image and target of each synthetic sample.
         wait: wait for a sample where none is ready, for exact replays; otherwise training never waits.
         wait_timeout_s: longest such wait, in seconds; then a TimeoutError ends the training.
+        while_waiting: called again and again during such a wait; False tells that nothing more will come.
         num_workers: processes that read and augment; 0 does it in this one.
         prefetch_factor: batches that each of them prepares ahead.
         pin_memory: put the tensors in page-locked memory.
@@ -115,6 +116,7 @@ class MixedBatches:
         transforms: Callable | None = None,
         wait: bool = False,
         wait_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0,
+        while_waiting: Callable[[], bool] | None = None,
         num_workers: Annotated[int, Field(ge=0)] = 0,
         prefetch_factor: Annotated[int, Field(ge=1)] = 2,
         pin_memory: bool = False,
@@ -135,7 +137,7 @@ class MixedBatches:
             warmup_steps,
         )
         self._epoch_steps, self._step = epoch_steps, start_step
-        self._wait, self._wait_timeout_s = wait, wait_timeout_s
+        self._wait, self._wait_timeout_s, self._while_waiting = wait, wait_timeout_s, while_waiting
         self._rank, self._seed = rank, seed
         self._loader_settings = {
             "dataset": SlotDataset(real, synthetic, transforms),
@@ -220,6 +222,8 @@ class MixedBatches:
         while ref is None:
             if time.monotonic() - started > self._wait_timeout_s:
                 raise TimeoutError(f"no synthetic sample came within {self._wait_timeout_s:g} s (wait=True)")
+            if self._while_waiting is not None and not self._while_waiting():
+                break
             time.sleep(_WAIT_STEP_S)
             ref = self._synthetic.next_ref()
         plan.wait_s += time.monotonic() - started

@@ -1,12 +1,12 @@
-"""The KL autoencoder of the mini checkpoint: the encoder learns the patch codes, the decoder to draw from them."""
+"""The KL autoencoder of the mini checkpoint: it learns to make the patch codes, and to draw from them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _SCENE_PX, _CROP_PX = 64, 32
 _LATENT_NOISE = 0.08
-"""Standard deviation of what is added to the codes while the decoder learns: generated latents are never exact."""
+"""Standard deviation of the noise on the codes while the decoder learns: generated ones are never exact."""
 
 _LOG_VARIANCE = -5.0
 
@@ -40,7 +40,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def crop_batches(batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Yield endless batches ``float32[B, 3, 32, 32]``: four crops of each drawn scene, the same for the same seed."""
+    """Yield endless batches ``float32[B, 3, 32, 32]`` by the seed: four crops of each drawn scene."""
     draws = np.random.default_rng(seed)
     while True:
         crops = []
@@ -69,7 +69,10 @@ def train_decoder(
         return F.l1_loss(rebuilt, images) + 0.5 * _edge_loss(rebuilt, images)
 
     parameters = [*autoencoder.decoder.parameters(), *autoencoder.post_quant_conv.parameters()]
-    _minimise(loss_of, parameters, "decoder", num_steps, batch_size, learning_rate, seed)
+    _minimise(
+        loss_of, parameters, name="decoder",
+        num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
 
 
 def train_encoder(
@@ -89,10 +92,23 @@ def train_encoder(
         )
 
     parameters = [*autoencoder.encoder.parameters(), *autoencoder.quant_conv.parameters()]
-    _minimise(loss_of, parameters, "encoder", num_steps, batch_size, learning_rate, seed)
+    _minimise(
+        loss_of, parameters, name="encoder",
+        num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
 
 
-def _minimise(loss_of, parameters, name, num_steps, batch_size, learning_rate, seed):
+def _minimise(
+    loss_of: Callable[[Tensor], Tensor],
+    parameters: list[nn.Parameter],
+    *,
+    name: str,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Train ``parameters`` on endless crops with AdamW and a one-cycle rate."""
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=num_steps, pct_start=0.1
@@ -120,7 +136,7 @@ def _edge_loss(rebuilt: Tensor, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_psnr(autoencoder: AutoencoderKL, *, seed: int = 1) -> dict[str, float]:
-    """Return the peak signal-to-noise ratio in dB on 512 unseen crops, through the codes and through the encoder."""
+    """Return the PSNR in dB on 512 unseen crops, drawn from their codes and from the encoder."""
     images = next(crop_batches(512, seed))
     latents = {"codes": encode_patches(images), "encoder": autoencoder.encode(images).latent_dist.mode()}
     return {name: _psnr_db(autoencoder.decode(codes).sample, images) for name, codes in latents.items()}

@@ -4,7 +4,10 @@ from pathlib import Path
 
 
 def checkpoint_folder() -> str:
-    """Return the folder of the checkpoint that the package carries, in the format of ``StableDiffusionPipeline``.
+    """Find the checkpoint that the package carries.
+
+    Returns:
+        its folder, in the format of ``StableDiffusionPipeline``.
 
     Raises:
         FileNotFoundError: if the installation lacks it.
@@ -12,6 +15,7 @@ def checkpoint_folder() -> str:
     folder = Path(__file__).parent / "checkpoint"
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
-            f"the mini checkpoint must lie in {folder}: make it with python -m mflight.minilvis.train_checkpoint"
+            f"the mini checkpoint must lie in {folder}: "
+            "make it with python -m mflight.minilvis.train_checkpoint"
         )
     return str(folder)

@@ -18,11 +18,12 @@ from mflight.minilvis.species import SPECIES, Species
 from mflight.minilvis.textures import BACKGROUNDS
 
 FORMAT_VERSION = 1
+_STAMP = "minilvis.json"
 IMAGE_PX = 128
 _RADIUS_RANGE_PX = (13.0, 27.0)
 _MAX_COVERED_RATIO = 0.3
 _MIN_AREA_PX = 60
-_NUM_NEGATIVES = 8
+_NUM_NEGATIVES = 14
 _NOT_EXHAUSTIVE_RATIO = 0.05
 _RARE_BREEDS_IN_TRAIN = 2
 _LETTER = {"rare": "r", "common": "c", "frequent": "f"}
@@ -33,13 +34,12 @@ class MiniLVISSize:
     """How much of the world is drawn.
 
     Attributes:
-        train_images: range (both ends included) of the number of training images that show a class, by frequency.
+        train_images: by frequency, the range (both ends included) of training images that show a class.
         val_instances: instances of each class in the validation set, at least.
-
     """
 
     train_images: dict[str, tuple[int, int]] = field(
-        default_factory=lambda: {"rare": (4, 6), "common": (15, 40), "frequent": (110, 160)}
+        default_factory=lambda: {"rare": (3, 4), "common": (15, 40), "frequent": (110, 160)}
     )
     val_instances: int = 18
 
@@ -48,7 +48,7 @@ def build_minilvis(folder: str | Path, *, seed: int = 0, size: MiniLVISSize | No
     """Draw the dataset into ``folder`` unless it is there; the same seed gives the same bytes.
 
     Args:
-        folder: receives ``train.json``, ``val.json`` and the folders ``train/`` and ``val/`` of PNG images. It
+        folder: receives ``train.json``, ``val.json`` and the PNG images in ``train/`` and ``val/``; it
             appears whole or not at all.
         seed: of the world's draws.
         size: how much is drawn.
@@ -58,13 +58,12 @@ def build_minilvis(folder: str | Path, *, seed: int = 0, size: MiniLVISSize | No
 
     Raises:
         ValueError: if the folder holds a MiniLVIS of another seed, size or format version.
-
+        OSError: if it holds other files, or cannot be written.
     """
     folder, size = Path(folder), size or MiniLVISSize()
     stamp = {"format_version": FORMAT_VERSION, "seed": seed, "size": _plain(size)}
-    stamp_file = folder / "minilvis.json"
-    if stamp_file.exists():
-        found = json.loads(stamp_file.read_text())
+    found = _read_stamp(folder)
+    if found is not None:
         if found != stamp:
             raise ValueError(
                 f"{folder} must hold MiniLVIS {stamp}, it holds {found}: delete it or name another folder"
@@ -76,16 +75,21 @@ def build_minilvis(folder: str | Path, *, seed: int = 0, size: MiniLVISSize | No
         draws = np.random.default_rng(seed)
         _write_split(partial, "train", _draw_train(size, draws), draws, first_image_id=1)
         _write_split(partial, "val", _draw_val(size, draws), draws, first_image_id=100_001)
-        (partial / "minilvis.json").write_text(json.dumps(stamp))
+        (partial / _STAMP).write_text(json.dumps(stamp))
         partial.chmod(0o755)
         try:
             os.replace(partial, folder)
         except OSError:
-            if not stamp_file.exists():  # another process that drew the same world may have been faster
+            if _read_stamp(folder) != stamp:  # else another process that drew the same world was faster
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _read_stamp(folder: Path) -> dict | None:
+    file = folder / _STAMP
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def digest(folder: Path) -> str:
@@ -103,7 +107,7 @@ def _plain(size: MiniLVISSize) -> dict:
 
 
 def _draw_train(size: MiniLVISSize, draws: np.random.Generator) -> list[Scene]:
-    """Fill images from the classes that still lack some: first those with the fewest left to place together."""
+    """Fill images from the classes that still lack some, the more often the more they lack."""
     lacking = {
         species.category_id: int(draws.integers(low, high + 1))
         for species in SPECIES
@@ -143,7 +147,7 @@ def _draw_val(size: MiniLVISSize, draws: np.random.Generator) -> list[Scene]:
 
 
 def _draw_crowd(objects: list[Species], draws: np.random.Generator, *, is_train: bool) -> Scene:
-    """Place the objects so that none is covered by more than the allowed share; one that finds no place is left out."""
+    """Place the objects so that none is covered too much; one that finds no place is left out."""
     placed: list[Placement] = []
     for species in objects:
         only = _RARE_BREEDS_IN_TRAIN if is_train and species.frequency == "rare" else len(species.breeds)
@@ -176,7 +180,7 @@ def _write_split(
         name = f"{image_id:012d}.png"
         Image.fromarray(scene.image).save(folder / split / name, compress_level=1)
         left_out = _left_out(scene, draws) if split == "train" else None
-        for index, placement in enumerate(scene.placements):
+        for index in range(len(scene.placements)):
             if index != left_out:
                 annotations.append(_annotation(scene, index, len(annotations) + 1, image_id))
         present = {placement.species.category_id for placement in scene.placements}
@@ -205,10 +209,10 @@ def _write_split(
 
 
 def _left_out(scene: Scene, draws: np.random.Generator) -> int | None:
-    """Sometimes leave one of several instances of a class unlabelled, as LVIS does in not-exhaustive images."""
+    """Now and then leave one of several instances of a class unlabelled, as not-exhaustive images do."""
     ids = [placement.species.category_id for placement in scene.placements]
     doubled = [index for index, category_id in enumerate(ids) if ids.count(category_id) > 1]
-    if doubled and draws.random() < _NOT_EXHAUSTIVE_RATIO * 4:  # a quarter of the images has such a class
+    if doubled and draws.random() < 4 * _NOT_EXHAUSTIVE_RATIO:  # a quarter of the images has such a class
         return doubled[-1]
     return None
 
@@ -216,6 +220,7 @@ def _left_out(scene: Scene, draws: np.random.Generator) -> int | None:
 def _annotation(scene: Scene, index: int, annotation_id: int, image_id: int) -> dict:
     mask, placement = scene.masks[index], scene.placements[index]
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, top = columns[0], rows[0]
     is_whole = mask.sum() == scene.whole_masks[index].sum() and _lies_inside(placement)
     polygon = [round(float(value), 2) for value in placement.polygon.ravel()]
     return {
@@ -224,10 +229,8 @@ def _annotation(scene: Scene, index: int, annotation_id: int, image_id: int) -> 
         "category_id": placement.species.category_id,
         "segmentation": [polygon] if is_whole else rle_encode(mask),
         "area": float(mask.sum()),
-        "bbox": [
-            float(columns[0]), float(rows[0]), float(columns[-1] - columns[0] + 1), float(rows[-1] - rows[0] + 1)
-        ],
-    }  # fmt: skip
+        "bbox": [float(left), float(top), float(columns[-1] - left + 1), float(rows[-1] - top + 1)],
+    }
 
 
 def _lies_inside(placement: Placement) -> bool:

@@ -1,6 +1,7 @@
 """A small classifier of drawn objects: it tells what share of the generated ones is the class asked for."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class Judge(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 96, 128)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(widths[-1] * (_SIDE_PX // 16) ** 2, len(SPECIES))

@@ -1,4 +1,4 @@
-"""The outlines of the MiniLVIS classes: closed curves that are star-shaped about the origin, of unit radius."""
+"""The outlines of the MiniLVIS classes: closed curves of unit radius, star-shaped about the origin."""
 
 from collections.abc import Callable
 from functools import cache
@@ -44,16 +44,31 @@ def _mirrored(right_half: list[tuple[float, float]]) -> np.ndarray:
     return np.array(right_half + left_half, dtype=np.float64)
 
 
+_HEART = [
+    (0, -0.45),
+    (0.18, -0.78),
+    (0.5, -0.9),
+    (0.82, -0.72),
+    (0.92, -0.35),
+    (0.75, 0.1),
+    (0.4, 0.55),
+    (0, 1),
+]
+_FISH = [
+    *[(0.95, 0), (0.72, 0.34), (0.3, 0.5), (-0.1, 0.4), (-0.45, 0.16), (-1.0, 0.55)],
+    *[(-0.8, 0), (-1.0, -0.55), (-0.45, -0.16), (-0.1, -0.4), (0.3, -0.5), (0.72, -0.34)],
+]
+
 _OUTLINES: dict[str, Callable[[], np.ndarray]] = {
     "disc": lambda: _curve(np.ones_like),
     "egg": lambda: _curve(lambda a: 0.74 / (1.0 - 0.28 * np.sin(a)) ** 0.9),
-    "lens": lambda: _mirrored([(0, -1.0), (0.22, -0.66), (0.36, -0.3), (0.4, 0), (0.36, 0.3), (0.22, 0.66), (0, 1.0)]),
+    "lens": lambda: _mirrored(
+        [(0, -1.0), (0.22, -0.66), (0.36, -0.3), (0.4, 0), (0.36, 0.3), (0.22, 0.66), (0, 1.0)]
+    ),
     "drop": lambda: _mirrored(
         [(0, -1.0), (0.2, -0.5), (0.45, -0.05), (0.58, 0.35), (0.52, 0.7), (0.3, 0.92), (0, 1.0)]
     ),
-    "heart": lambda: _mirrored(
-        [(0, -0.45), (0.18, -0.78), (0.5, -0.9), (0.82, -0.72), (0.92, -0.35), (0.75, 0.1), (0.4, 0.55), (0, 1.0)]
-    ),
+    "heart": lambda: _mirrored(_HEART),
     "star5": lambda: _star(5, 0.46),
     "star4": lambda: _star(4, 0.32),
     "star8": lambda: _star(8, 0.6),
@@ -68,33 +83,28 @@ _OUTLINES: dict[str, Callable[[], np.ndarray]] = {
     "house": lambda: _mirrored([(0, -1.0), (0.85, -0.2), (0.68, -0.2), (0.68, 0.85)]),
     "arrow": lambda: _mirrored([(0, -1.0), (0.8, -0.2), (0.34, -0.08), (0.34, 1.0)]),
     "hourglass": lambda: _mirrored([(0.7, -1.0), (0.16, 0.0), (0.7, 1.0)]),
-    "cross": lambda: np.array(
-        [(0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1),
-         (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3), (-0.3, -1)]
-    ),  # fmt: skip
-    "fish": lambda: np.array(
-        [(0.95, 0), (0.72, 0.34), (0.3, 0.5), (-0.1, 0.4), (-0.45, 0.16), (-1.0, 0.55),
-         (-0.8, 0), (-1.0, -0.55), (-0.45, -0.16), (-0.1, -0.4), (0.3, -0.5), (0.72, -0.34)]
-    ) + [0.3, 0.0],  # fmt: skip
+    "cross": lambda: _mirrored([(0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1)]),
+    "fish": lambda: np.add(_FISH, (0.3, 0.0)),
     "bottle": lambda: _mirrored([(0.17, -1.0), (0.17, -0.42), (0.46, -0.1), (0.46, 1.0)]),
-    "mushroom": lambda: _mirrored(
-        [(0, -0.9), (0.5, -0.75), (0.85, -0.4), (0.95, 0.05), (0.3, 0.08), (0.36, 0.95)]
-    ) + [0.0, 0.2],
+    "mushroom": lambda: np.add(
+        _mirrored([(0, -0.9), (0.5, -0.75), (0.85, -0.4), (0.95, 0.05), (0.3, 0.08), (0.36, 0.95)]),
+        (0.0, 0.2),
+    ),
     "crown": lambda: _mirrored([(0, -0.85), (0.36, -0.28), (0.86, -0.8), (0.78, 0.7)]),
-}  # fmt: skip
+}
 
 OUTLINE_NAMES: tuple[str, ...] = tuple(_OUTLINES)
 
 
 @cache
 def outline(name: str) -> np.ndarray:
-    """Return the corners ``float64[K, 2]`` (x, y; y points down) of the named outline, its farthest corner at radius 1.
+    """Look up an outline, its farthest corner at radius 1.
 
     Args:
         name: one of ``OUTLINE_NAMES``.
 
     Returns:
-        the corners in order around the origin.
+        ``float64[K, 2]`` (x, y; y points down): the corners in order around the origin.
 
     Raises:
         ValueError: if the name is not known.

@@ -17,7 +17,7 @@ from mflight.minilvis.training_scenes import draw_captioned_scene
 STRIDE_PX = 4
 NUM_CHANNELS = 8
 _WHITENING = 0.5
-"""Exponent of the standard deviation by which a component is divided: 0 keeps the spread, 1 makes all equal."""
+"""A component is divided by this power of its standard deviation: 0 keeps the spread, 1 makes all equal."""
 
 _NUM_SCENES = 400
 
@@ -51,6 +51,6 @@ def _patches(images: Tensor) -> Tensor:
 
 
 def encode_patches(images: Tensor) -> Tensor:
-    """Return the codes ``float32[B, NUM_CHANNELS, H/4, W/4]``, of unit variance, of images ``float32[B, 3, H, W]``."""
+    """Turn images ``float32[B, 3, H, W]`` into codes of unit variance, ``float32[B, 8, H/4, W/4]``."""
     mean, components = _basis()
     return ((_patches(images) - mean) @ components).permute(0, 3, 1, 2)

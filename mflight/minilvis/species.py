@@ -61,7 +61,7 @@ _NAMES = (
 
 
 def _breeds(index: int) -> tuple[Breed, ...]:
-    """Give class ``index`` its three looks: four hues apart, each with another pattern, no pair used twice."""
+    """Give class ``index`` its three looks: four hues apart, each of another pattern, no pair used twice."""
     return tuple(
         Breed(hue=(5 * index + 4 * breed) % NUM_HUES, pattern=PATTERNS[2 * breed + (index // NUM_HUES) % 2])
         for breed in range(NUM_BREEDS)

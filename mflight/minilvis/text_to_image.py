@@ -65,7 +65,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True, slots=True)
 class SceneBatch:
-    """Training scenes: latents ``[B, C, h, w]``, tokens ``int64[B, T]``, and what belongs to the ``O`` objects.
+    """Scenes to train on: latents ``[B, C, h, w]``, tokens ``int64[B, T]``, masks and names of ``O`` objects.
 
     ``object_masks`` ``float32[B, O, h, w]`` is the visible share of each latent cell, ``name_tokens``
     ``bool[B, O, T]`` marks the pieces of each name; both are empty for an object that is not there.

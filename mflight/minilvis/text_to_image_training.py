@@ -45,13 +45,14 @@ class TextToImageTrainer:
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01
         )
         self.step = 0
+        self._first_step = 0  # the rate rises from here: later than 0 where shipped weights are trained on
         if state_file.exists():
             self._load()
 
     def train(
         self, *, num_steps: int, learning_rate: float, cooldown_steps: int = 0, save_every_steps: int = 100
     ) -> None:
-        """Train until step ``num_steps``: warm-up, constant rate, and a linear fall over the last ``cooldown_steps``."""
+        """Train up to step ``num_steps``; the rate rises, stays, falls over the last ``cooldown_steps``."""
         self.model.unet.to(memory_format=torch.channels_last)
         steps = _Steps(
             self.tokenizer, start=self.step, stop=num_steps, batch_size=self.batch_size, seed=self.seed
@@ -60,7 +61,7 @@ class TextToImageTrainer:
         smooth: dict[str, float] = {}
         progress = tqdm(batches, desc="text to image", initial=self.step, total=num_steps, mininterval=10)
         for batch in progress:
-            rate = learning_rate * min(1.0, (self.step + 1) / _WARMUP_STEPS)
+            rate = learning_rate * min(1.0, (self.step - self._first_step + 1) / _WARMUP_STEPS)
             if cooldown_steps:
                 rate *= min(1.0, (num_steps - self.step) / cooldown_steps)
             losses = self._train_step(batch, rate)
@@ -69,6 +70,13 @@ class TextToImageTrainer:
             progress.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()}, refresh=False)
             if self.step % save_every_steps == 0 or self.step == num_steps:
                 self.save()
+
+    def start_from(self, text_encoder: nn.Module, unet: nn.Module, *, step: int) -> None:
+        """Begin a new training with the weights of a checkpoint that was trained for ``step`` steps."""
+        for mine in (self.model, self.average):
+            mine.text_encoder.load_state_dict(text_encoder.state_dict())
+            mine.unet.load_state_dict(unet.state_dict())
+        self.step = self._first_step = step
 
     def _train_step(self, batch: SceneBatch, rate: float) -> dict[str, float]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
@@ -89,6 +97,7 @@ class TextToImageTrainer:
         """Write the whole state, or leave the former one untouched."""
         state = {
             "step": self.step,
+            "first_step": self._first_step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -103,4 +112,4 @@ class TextToImageTrainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self._first_step = state["step"], state.get("first_step", 0)

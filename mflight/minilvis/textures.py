@@ -39,7 +39,7 @@ def _sand(size_hw: tuple[int, int], draws: Draws) -> np.ndarray:
 
 
 def _water(size_hw: tuple[int, int], draws: Draws) -> np.ndarray:
-    y, x = np.mgrid[: size_hw[0], : size_hw[1]]
+    y = np.mgrid[: size_hw[0], : size_hw[1]][0]
     bend = 3.0 * _smooth_noise(size_hw, (32, 24), draws)
     waves = np.sin(2 * np.pi * (y + bend) / draws.uniform(9.0, 14.0) + draws.uniform(0, 6.28))
     return _tint((0.25, 0.44, 0.62), waves, 0.2)

@@ -38,6 +38,8 @@ def main() -> None:
         trainer = TextToImageTrainer(
             tokenizer, work / "text_to_image.pt", batch_size=args.batch_size, seed=args.seed
         )
+        if args.start_from is not None and trainer.step == 0:
+            _start_from(trainer, args.start_from, work)
         trainer.train(
             num_steps=args.steps, learning_rate=args.learning_rate, cooldown_steps=args.cooldown_steps
         )
@@ -113,6 +115,15 @@ def judge_checkpoint(folder: Path, *, images_per_class: int, seed: int) -> dict:
     }
 
 
+def _start_from(trainer: TextToImageTrainer, folder: Path, work: Path) -> None:
+    """Begin a work folder with the weights of a checkpoint."""
+    shipped = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    step = json.loads((folder / "training.json").read_text())["text_to_image_steps"]
+    trainer.start_from(shipped.text_encoder, shipped.unet, step=step)
+    if not (work / "vae").exists():
+        shipped.vae.save_pretrained(work / "vae")
+
+
 def _train_autoencoder(folder: Path, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     autoencoder = AutoencoderKL.from_pretrained(folder) if folder.exists() else build_autoencoder()
@@ -133,6 +144,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "checkpoint", help="the checkpoint"
+    )
+    parser.add_argument(
+        "--start-from", type=Path, help="a checkpoint whose weights are trained on, where --work is empty"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) // 2))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import lightning as L
-import torch.distributed as dist
+import torch
 from pydantic import ConfigDict, Field, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,6 +20,7 @@ from mflight.data.target import Target
 from mflight.data.transforms import EvalTransform, TrainTransform
 from mflight.synthesis.service import ServiceReport, SynthesisService
 from mflight.synthesis.stream import PoolStream
+from mflight.training.rank_batches import RankBatches, rank_and_world_size
 
 LVIS_DOWNLOADS = "https://www.lvisdataset.org/dataset"
 
@@ -45,7 +46,7 @@ class MixedDataModule(L.LightningDataModule):
         prepare: makes the dataset where it is not there yet.
         synthetic_ratio: share of synthetic images, in [0, 1].
         warmup_steps: steps over which that share rises from 0.
-        stream: given ``categories``, ``rank`` and ``world_size``, opens the pool; ``None`` trains on real images.
+        stream: opens the pool, given ``categories``, ``rank`` and ``world_size``; ``None``: real images only.
         service: builds what runs the generators; ``None`` draws nothing.
         wait: wait for a sample where none is ready.
         service_poll_s: time between two looks at the generators, in seconds.
@@ -101,7 +102,6 @@ class MixedDataModule(L.LightningDataModule):
         self._report: ServiceReport | None = None
         self.all_messages: list[str] = []
         self._num_taken = 0
-        self._loaded_state: dict[str, Any] | None = None
 
     @property
     def categories(self) -> Categories:
@@ -141,9 +141,9 @@ class MixedDataModule(L.LightningDataModule):
         missing = [f"{key}={path}" for key, path in wanted.items() if not path.exists()]
         if missing:
             raise FileNotFoundError(
-                f"the dataset is not there: {', '.join(missing)} do not exist. LVIS v1 annotations and the COCO 2017 "
-                f"images they need are published at {LVIS_DOWNLOADS}; set data.root (or MFLIGHT_LVIS_ROOT) to the "
-                "folder that holds them, or these keys one by one"
+                f"the dataset is not there: {', '.join(missing)} do not exist. LVIS v1 annotations and the "
+                f"COCO 2017 images they need are published at {LVIS_DOWNLOADS}; set data.root (or "
+                "MFLIGHT_LVIS_ROOT) to the folder that holds them, or these keys one by one"
             )
 
     def prepare_data(self) -> None:
@@ -155,26 +155,19 @@ class MixedDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the data, and start the generators before training begins."""
         self._val_dataset()
-        if stage != "fit" or self._batches is not None:
+        if stage != "fit":
             return
-        rank, world_size = _rank_and_world_size()
-        train = LVISDataset(
-            annotation_file=self.train_annotations,
-            image_root=self.train_images,
-            cache_dir=self._cache_dir,
-            transform=self._train_transform,
-        )
-        self._batches = self._mix(train, rank, world_size)
-        if self._loaded_state is not None:
-            self._batches.load_state_dict(self._loaded_state)
-        if self._build_service is not None and rank == 0:
+        rank, world_size = rank_and_world_size()
+        if self._batches is None:
+            self._batches = self._mix(rank, world_size)
+        if self._build_service is not None and self._service is None and rank == 0:
             self._service = self._build_service()
             self._service.start()
             self._poll()
 
-    def train_dataloader(self) -> MixedBatches:
-        """Return the batches of this rank."""
-        return self._batches
+    def train_dataloader(self) -> RankBatches:
+        """Return the batches of this rank; a checkpoint keeps the place of each rank in them."""
+        return RankBatches(self._batches)
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation images, in order."""
@@ -183,18 +176,22 @@ class MixedDataModule(L.LightningDataModule):
             batch_size=self._val_batch_size,
             num_workers=self._num_workers,
             collate_fn=_to_lists,
+            generator=torch.Generator().manual_seed(self._seed),  # leaves the global random state alone
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look after the generators between two batches, of training and of validation."""
-        if self._service is not None and time.monotonic() - self._polled_at > self._service_poll_s:
-            self._poll()
-        return batch
+        """Look after the generators between two batches, and leave the batch to the module's own hook."""
+        self._look_after_generators()
+        module = self.trainer.lightning_module
+        return module.on_before_batch_transfer(batch, dataloader_idx)
 
     def teardown(self, stage: str) -> None:
         """Stop the generators."""
-        if stage == "fit" and self._service is not None:
+        if stage != "fit" or self._service is None:
+            return
+        try:
             self._poll()
+        finally:
             self._service.stop()
             self._service = None
 
@@ -202,21 +199,17 @@ class MixedDataModule(L.LightningDataModule):
         """Stop the generators when training ends by an error."""
         self.teardown("fit")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data: sampler, ratio, uses of the samples."""
-        return {"batches": self._batches.state_dict()} if self._batches else {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's place in the data."""
-        self._loaded_state = state.get("batches")
-        if self._batches is not None and self._loaded_state is not None:
-            self._batches.load_state_dict(self._loaded_state)
-
-    def _mix(self, train: LVISDataset, rank: int, world_size: int) -> MixedBatches:
+    def _mix(self, rank: int, world_size: int) -> MixedBatches:
         if self._batch_size % world_size:
             raise ValueError(
                 f"data.batch_size={self._batch_size} must be a multiple of the {world_size} training ranks"
             )
+        train = LVISDataset(
+            annotation_file=self.train_annotations,
+            image_root=self.train_images,
+            cache_dir=self._cache_dir,
+            transform=self._train_transform,
+        )
         image_categories = [train.annotations.image_category_ids(index) for index in range(len(train))]
         factors = repeat_factors(
             category_frequencies(image_categories), image_categories, self._repeat_threshold
@@ -233,6 +226,7 @@ class MixedDataModule(L.LightningDataModule):
             warmup_steps=self._warmup_steps,
             transforms=self._train_transform,
             wait=self._wait,
+            while_waiting=self._look_after_generators,
             num_workers=self._num_workers,
             rank=rank,
             seed=self._seed,
@@ -253,16 +247,17 @@ class MixedDataModule(L.LightningDataModule):
             )
         return self._val
 
+    def _look_after_generators(self) -> bool:
+        """Look after them from time to time; return whether more samples may come."""
+        if self._service is not None and time.monotonic() - self._polled_at > self._service_poll_s:
+            self._poll()
+        is_told_to_stop = self.trainer is not None and self.trainer.received_sigterm
+        return not is_told_to_stop and (self._report is None or not self._report.is_over)
+
     def _poll(self) -> None:
         self._polled_at = time.monotonic()
         self._report = self._service.poll()
         self.all_messages.extend(self._report.messages)
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _to_lists(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:

@@ -37,9 +37,9 @@ def split_devices(
 ) -> DeviceSplit:
     """Divide GPUs and cores between training and synthesis.
 
-    With ``auto`` on both sides the trainer takes the most GPUs whose number divides the global batch and that
-    leave at least one to draw. With one GPU, generator and trainer share it. Without a GPU both run on the CPU and
-    halve its cores.
+    With ``auto`` the trainer takes the most GPUs whose number divides the global batch, of those that are not
+    named for drawing, and leaves at least one to draw; the generators take what is left. With one GPU both
+    sides share it. Without a GPU both run on the CPU and halve its cores.
 
     Args:
         num_gpus: GPUs of this host.
@@ -53,36 +53,42 @@ def split_devices(
         the split.
 
     Raises:
-        ValueError: if a GPU is named that is not there, if both sides name the same one of several GPUs, or if the
-            trainer's number does not divide the global batch.
-
+        ValueError: if a GPU is named that is not there, if both sides name the same one of several, or if the
+            trainer's number is below 1 or does not divide the global batch.
     """
-    trainer = _trainer_devices(num_gpus, global_batch_size, needs_synthesis, trainer_devices)
+    named = () if synthesis_devices == "auto" or not needs_synthesis else tuple(synthesis_devices)
+    if trainer_devices == "auto":
+        trainer = _choose_trainer_devices(num_gpus, global_batch_size, needs_synthesis, named)
+    else:
+        trainer = _read_trainer_devices(num_gpus, trainer_devices)
     num_ranks = trainer if isinstance(trainer, int) else len(trainer)
-    if global_batch_size % num_ranks:
+    if num_ranks < 1 or global_batch_size % num_ranks:
         raise ValueError(
-            f"the number of trainer.devices must divide data.batch_size, got {num_ranks} devices for a batch of "
-            f"{global_batch_size}"
+            "the number of trainer.devices must be at least 1 and divide data.batch_size, got "
+            f"{num_ranks} devices for a batch of {global_batch_size}"
         )
     drawing: tuple[str, ...] = ()
     if needs_synthesis:
-        drawing = _synthesis_devices(num_gpus, trainer, synthesis_devices)
+        drawing = named or _choose_synthesis_devices(num_gpus, trainer)
         _check_apart(drawing, trainer, num_gpus)
     processes = num_ranks + len(drawing)
     threads = max(1, num_cores // processes)
     return DeviceSplit("gpu" if num_gpus else "cpu", trainer, drawing, threads, threads)
 
 
-def _trainer_devices(
-    num_gpus: int, global_batch_size: int, needs_synthesis: bool, choice: DeviceChoice
+def _choose_trainer_devices(
+    num_gpus: int, global_batch_size: int, needs_synthesis: bool, drawing: tuple[str, ...]
 ) -> tuple[int, ...] | int:
     if num_gpus == 0:
-        if choice == "auto":
-            return 1
+        return 1
+    free = [number for number in range(num_gpus) if number not in map(_gpu_number, drawing)] or [0]
+    most = max(1, len(free) - 1) if needs_synthesis and not drawing else len(free)
+    return tuple(free[: max(n for n in range(1, most + 1) if global_batch_size % n == 0)])
+
+
+def _read_trainer_devices(num_gpus: int, choice: int | Sequence[int]) -> tuple[int, ...] | int:
+    if num_gpus == 0:
         return choice if isinstance(choice, int) else len(choice)
-    if choice == "auto":
-        most = max(1, num_gpus - 1) if needs_synthesis else num_gpus
-        return tuple(range(max(n for n in range(1, most + 1) if global_batch_size % n == 0)))
     numbers = tuple(range(choice)) if isinstance(choice, int) else tuple(choice)
     for number in numbers:
         if not 0 <= number < num_gpus:
@@ -90,23 +96,27 @@ def _trainer_devices(
     return numbers
 
 
-def _synthesis_devices(
-    num_gpus: int, trainer: tuple[int, ...] | int, choice: Sequence[str] | Literal["auto"]
-) -> tuple[str, ...]:
-    if choice != "auto":
-        return tuple(choice)
-    if num_gpus == 0:
+def _choose_synthesis_devices(num_gpus: int, trainer: tuple[int, ...] | int) -> tuple[str, ...]:
+    if isinstance(trainer, int):
         return ("cpu",)
     left = [number for number in range(num_gpus) if number not in trainer]
     return tuple(f"cuda:{number}" for number in left or [0])
 
 
+def _gpu_number(device: str) -> int | None:
+    """Return the number in a torch name such as ``cuda:1``; ``None`` for a device that is no GPU."""
+    kind, _, number = device.partition(":")
+    return int(number or 0) if kind == "cuda" else None
+
+
 def _check_apart(drawing: tuple[str, ...], trainer: tuple[int, ...] | int, num_gpus: int) -> None:
     for device in drawing:
-        if not device.startswith("cuda"):
+        number = _gpu_number(device)
+        if number is None:
             continue
-        number = int(device.partition(":")[2] or 0)
         if number >= num_gpus:
-            raise ValueError(f"synthesis.devices must name GPUs below cuda:{num_gpus}, got {device}")
+            raise ValueError(
+                f"synthesis.devices must name GPUs of this host, which has {num_gpus}, got {device}"
+            )
         if not isinstance(trainer, int) and number in trainer and num_gpus > 1:
             raise ValueError(f"synthesis.devices and trainer.devices may not share a GPU, both have {device}")

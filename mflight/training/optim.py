@@ -32,7 +32,6 @@ def warmup_multistep(
 
     Returns:
         the schedule, to be stepped once an optimizer step.
-
     """
 
     def factor(step: int) -> float:
@@ -60,7 +59,6 @@ def warmup_cosine(
 
     Returns:
         the schedule, to be stepped once an optimizer step.
-
     """
 
     def factor(step: int) -> float:

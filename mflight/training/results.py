@@ -40,17 +40,18 @@ def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None =
         **(generator_figures(data.report) if has_slots and data.report else {}),
         "messages": messages,
     }
+    run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "results.json").write_text(json.dumps(results, indent=1))
     (run_dir / "per_class.json").write_text(json.dumps(rows, indent=1, default=float))
     _log_per_class(trainer, rows)
-    console = Console(width=110)
+    console = Console(soft_wrap=True)
     console.print(_ap_table(figures))
     if has_slots and data.stream is not None:
         console.print(_synthesis_lines(data), highlight=False)
     for message in messages:
         console.print(message, style="bold red", highlight=False)
     for label, place in _places(trainer, run_dir, pool_dir):
-        console.print(f"{label:<11} {place}", soft_wrap=True, highlight=False)
+        console.print(f"{label:<11} {place}", highlight=False)
 
 
 def _places(trainer: L.Trainer, run_dir: Path, pool_dir: Path | None) -> list[tuple[str, str]]:
@@ -70,7 +71,7 @@ def _places(trainer: L.Trainer, run_dir: Path, pool_dir: Path | None) -> list[tu
 
 
 def _ap_table(figures: dict[str, float]) -> Table:
-    table = Table(title="LVIS validation, percent (r, c, f: rare, common, frequent classes)")
+    table = Table(title="LVIS validation, percent", caption="APr, APc, APf: rare, common, frequent classes")
     table.add_column("")
     for column in _COLUMNS:
         table.add_column(column, justify="right", style="bold" if column == "APr" else None)
@@ -91,7 +92,8 @@ def _synthesis_lines(data: MixedDataModule) -> str:
         return line
     regions, rejected = report.total("regions"), sum(report.total_by_name("rejected").values())
     return (
-        f"{line}\ngenerated: {report.total('accepted'):.0f} images accepted, {report.total('dropped'):.0f} dropped; "
+        f"{line}\ngenerated: {report.total('accepted'):.0f} images accepted, "
+        f"{report.total('dropped'):.0f} dropped; "
         f"{regions - rejected:.0f} of {regions:.0f} regions passed the filter"
     )
 

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mflight.data.target import Target
 from mflight.detection.results import predictions_to_rle
 from mflight.evaluation.lvis_ap import LVISEvaluator
+from mflight.training.rank_batches import rank_and_world_size
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -29,8 +30,10 @@ _LOSS_NAMES = {
 class InstanceSegmentationModule(L.LightningModule):
     """Trains a torchvision detector and scores it by LVIS's rules.
 
-    It logs ``train/loss/*`` at each step, and ``val/bbox/*`` and ``val/segm/*`` (AP, AP50, ..., APr, APc, APf, in
-    percent) after each validation. ``per_class`` then holds a row for each class, ``validated_at_step`` the step.
+    It logs ``train/loss/*`` at each step, and ``val/bbox/*`` and ``val/segm/*`` (AP, AP50, ..., APr, APc,
+    APf, in percent) after each validation; then ``per_class`` holds a row for each class, on rank 0, and
+    ``validated_at_step`` the step. Its checkpoints keep the random state, for the detector draws the anchors
+    and proposals that it learns from.
 
     Args:
         model: in training ``model(images, targets)`` returns losses by name, else ``model(images)`` returns
@@ -55,6 +58,7 @@ class InstanceSegmentationModule(L.LightningModule):
         self._evaluator: LVISEvaluator | None = None
         self.per_class: list[dict[str, Any]] = []
         self.validated_at_step: int | None = None
+        self._random_state: dict[str, Tensor] | None = None
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Return the detections of each image; ``images`` are float32[3, H, W] in [0, 1]."""
@@ -75,7 +79,7 @@ class InstanceSegmentationModule(L.LightningModule):
         images, targets = batch
         losses = self.model(images, targets)
         total = sum(losses.values())
-        if not math.isfinite(total):
+        if not math.isfinite(total.detach().item()):
             values = {name: round(loss.item(), 4) for name, loss in losses.items()}
             ids = [target["image_id"] for target in targets]
             raise FloatingPointError(
@@ -111,17 +115,44 @@ class InstanceSegmentationModule(L.LightningModule):
         return predictions
 
     def on_validation_epoch_end(self) -> None:
-        """Score what all ranks have found, and log it."""
-        if dist.is_available() and dist.is_initialized():
-            states: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(states, self._evaluator.state())
-            self._evaluator.merge([state for rank, state in enumerate(states) if rank != dist.get_rank()])
-        seen = self._evaluator.updated_image_ids
-        figures = self._evaluator.compute(image_ids=seen)
-        self.per_class = self._evaluator.per_class(image_ids=seen)
+        """Score what all ranks have found, and log it on each of them: callbacks may watch it."""
+        figures = self._score()
         for iou_type, values in figures.items():
             for name, value in values.items():
-                self.log(
-                    f"val/{iou_type}/{name}", torch.tensor(value, dtype=torch.float32), rank_zero_only=True
-                )
+                self.log(f"val/{iou_type}/{name}", torch.tensor(value, dtype=torch.float32), sync_dist=True)
         self._evaluator.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state."""
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the random state until training goes on."""
+        self._random_state = checkpoint.get("random_state")
+
+    def on_train_start(self) -> None:
+        """Go on with the random state of the checkpoint."""
+        state, self._random_state = self._random_state or {}, None
+        if "cpu" in state:
+            torch.set_rng_state(state["cpu"].cpu())
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+    def _score(self) -> dict[str, dict[str, float]]:
+        """Let rank 0 score the detections of all ranks, and tell the figures to the others."""
+        rank, world_size = rank_and_world_size()
+        if world_size > 1:
+            states = [None] * world_size if rank == 0 else None
+            dist.gather_object(self._evaluator.state(), states)
+            if rank == 0:
+                self._evaluator.merge(states[1:])
+        told: list[Any] = [None]
+        if rank == 0:
+            seen = self._evaluator.updated_image_ids
+            told = [self._evaluator.compute(image_ids=seen)]
+            self.per_class = self._evaluator.per_class(image_ids=seen)
+        if world_size > 1:
+            dist.broadcast_object_list(told)
+        return told[0]

@@ -43,7 +43,7 @@ class ImagePanels(L.Callback):
         if not _wandb_loggers(trainer):
             return
         for image, target in zip(*batch, strict=True):
-            if target["is_synthetic"]:
+            if target.get("is_synthetic", False):
                 self._synthetic.pop(target["sample_id"], None)
                 self._synthetic[target["sample_id"]] = (image, target)
         while len(self._synthetic) > self._num_images:

@@ -75,7 +75,7 @@ def generator_figures(report: ServiceReport) -> dict[str, float]:
 
 
 def slot_figures(counts: SlotCounts) -> dict[str, float]:
-    """Return what filled the slots so far: shares of all images, and fallbacks as a share of synthetic slots."""
+    """Return what filled the slots so far; fallbacks also as a share of the synthetic slots."""
     synthetic_slots = counts.fresh + counts.reused + counts.fallback
     return {
         "synthesis/synthetic_share": counts.synthetic_share,

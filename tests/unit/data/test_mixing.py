@@ -163,6 +163,14 @@ def test_waiting_waits_for_a_sample_and_says_so():
         list(batches(Source(ready=0), wait=True, wait_timeout_s=0.2))
 
 
+def test_waiting_ends_when_nothing_more_will_come():
+    looks = iter([True, True, *[False] * 99])
+    mixed = batches(Source(ready=3), wait=True, while_waiting=lambda: next(looks))
+    assert sum(target["is_synthetic"] for _, targets in mixed for target in targets) == 3
+    assert (mixed.counts.fresh, mixed.counts.fallback) == (3, 7)
+    assert mixed.counts.wait_s < 2
+
+
 def test_share_without_a_source_is_refused():
     with pytest.raises(ValueError, match=r"synthetic_ratio is 0\.25 but there is no synthetic source"):
         batches(None, synthetic_ratio=0.25)

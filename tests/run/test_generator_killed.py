@@ -1,0 +1,55 @@
+"""Training outlives its generator."""
+
+import os
+import signal
+
+import pytest
+
+from tests.run.conftest import SMALL, SMALL_SYNTHESIS
+from tests.run.wandb_reader import read_wandb_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_killed_generator_is_told_of_and_training_ends_well(jobs):
+    job = jobs.start(
+        "generator_killed",
+        *SMALL,
+        *SMALL_SYNTHESIS,
+        "trainer.max_steps=12",
+        "synthesis.wait=true",
+        "synthesis.max_reuse=1",  # each step needs one new sample, so the generator must come back
+        "+synthesis.service.backoff_s=0.1",
+    )
+    job.wait_until(lambda: job.generator.accepted > 0)
+    first = job.generator
+    os.kill(first.pid, signal.SIGKILL)
+    assert job.wait() == 0, job.output
+    message = "generator w0 was killed by SIGKILL; restart 1 of 5 in 0.1 s"
+    assert job.results["messages"] == [message]
+    assert job.output.count(message) >= 2  # when it happened, and at the end
+    assert job.results["steps"] == 12
+    assert job.results["synthesis/generator_deaths"] == 1
+    assert job.results["synthesis/fresh"] == 12
+    assert job.generator.pid not in (first.pid, job.process.pid)
+    assert read_wandb_run(job.run_dir).values("synthesis/generator_deaths")[-1] == 1
+
+
+def test_generator_that_does_not_come_back_leaves_real_images(jobs):
+    job = jobs.start(
+        "generator_lost",
+        *SMALL,
+        *SMALL_SYNTHESIS,
+        "synthesis.max_reuse=1",
+        "+synthesis.service.max_restarts=0",
+        "+datamodule.service_poll_s=0.1",
+    )
+    job.wait_until(lambda: job.generator.pid > 0)
+    os.kill(job.generator.pid, signal.SIGKILL)
+    assert job.wait() == 0, job.output
+    (message,) = job.results["messages"]
+    assert "generator w0 was killed by SIGKILL; it is given up after 1 deaths" in message
+    assert "training goes on" in message and message in job.output
+    assert job.results["synthesis/generators_alive"] == 0
+    assert job.results["synthesis/fallback"] == 8 - job.results["synthesis/fresh"] > 0
+    assert job.results["steps"] == 8

@@ -1,0 +1,33 @@
+import pytest
+
+from mflight.data.transforms import TrainTransform
+from mflight.minilvis.dataset import MiniLVISSize, build_minilvis
+from mflight.training.datamodule import MixedDataModule
+
+TINY = MiniLVISSize(train_images={"rare": (1, 1), "common": (2, 2), "frequent": (3, 3)}, val_instances=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory):
+    return build_minilvis(tmp_path_factory.mktemp("training") / "world", size=TINY)
+
+
+@pytest.fixture
+def build_datamodule(tiny_world):
+    def build(**settings):
+        defaults = {
+            "train_annotations": tiny_world / "train.json",
+            "train_images": tiny_world,
+            "val_annotations": tiny_world / "val.json",
+            "val_images": tiny_world,
+            "train_transform": TrainTransform(
+                jitter_range=(0.8, 1.25), crop_hw=(64, 64), flip_probability=0.5
+            ),
+            "batch_size": 2,
+            "val_batch_size": 2,
+            "epoch_steps": 3,
+            "num_workers": 0,
+        }
+        return MixedDataModule(**{**defaults, **settings})
+
+    return build

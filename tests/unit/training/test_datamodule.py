@@ -1,0 +1,127 @@
+import functools
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from mflight.synthesis.service import SynthesisService
+from mflight.synthesis.stream import PoolStream
+from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
+from tests.unit.training.foreign import ForeignModule, stock_trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*on_before_batch_transfer.*both.*",
+    "ignore:.*LeafSpec.*",
+    "ignore:.*have no logger configured.*",
+    "ignore:.*The dirpath has changed.*",
+    "ignore:.*exists and is not empty.*",
+    "ignore:.*__array__ implementation.*:DeprecationWarning",
+)
+
+
+def fit(folder, datamodule, max_steps, *, resume_from=None, **settings):
+    torch.manual_seed(0)
+    module, trainer = ForeignModule(**settings), stock_trainer(folder, max_steps=max_steps)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from)
+    return module, trainer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+def test_it_feeds_somebody_elses_module_under_a_stock_trainer(tmp_path, build_datamodule):
+    datamodule = build_datamodule()
+    module, trainer = fit(tmp_path, datamodule, 4)
+    assert trainer.global_step == 4 and len(module.batches) == 4
+    assert all(len(batch) == 2 for batch in module.batches)
+    assert module.num_validated == len(datamodule.val_dataloader().dataset)  # once, after three steps
+    assert module.num_transfers >= 4  # its own hook is called as well
+    assert (datamodule.counts.real, datamodule.counts.synthetic_share) == (8, 0.0)
+
+
+def test_batches_hold_images_and_targets_of_torchvision(build_datamodule):
+    datamodule = build_datamodule()
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    images, targets = next(iter(datamodule.train_dataloader()))
+    for image, target in zip(images, targets, strict=True):
+        assert image.shape[0] == 3 and max(image.shape[1:]) <= 64 and image.dtype == torch.float32
+        assert 0.0 <= image.min() and image.max() <= 1.0
+        assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
+        assert target["labels"].min() >= 1 and target["labels"].max() <= len(datamodule.categories)
+
+
+@pytest.mark.parametrize("stopped_at", [2, 3, 4], ids=["in mid-epoch", "at the epoch's end", "in the second"])
+def test_a_resumed_run_sees_the_batches_that_were_left(tmp_path, whole, build_datamodule, stopped_at):
+    module, trainer = fit(whole, build_datamodule(), 5)
+    checkpoint = whole / f"step={stopped_at}.ckpt"
+    resumed, resumed_trainer = fit(tmp_path, build_datamodule(), 5, resume_from=checkpoint)
+    assert resumed_trainer.global_step == trainer.global_step == 5
+    assert resumed.batches == module.batches[stopped_at:]
+    assert resumed_trainer.datamodule.counts == trainer.datamodule.counts
+    torch.testing.assert_close(resumed.layer.weight, module.layer.weight, rtol=0, atol=0)
+
+
+def test_a_finished_run_can_be_trained_on(tmp_path, build_datamodule):
+    fit(tmp_path, build_datamodule(), 2)
+    resumed, trainer = fit(tmp_path / "more", build_datamodule(), 5, resume_from=tmp_path / "step=2.ckpt")
+    assert trainer.global_step == 5 and len(resumed.batches) == 3
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, build_datamodule):
+    fit(tmp_path, build_datamodule(), 2)
+    resumed, trainer = fit(tmp_path / "more", build_datamodule(), 2, resume_from=tmp_path / "step=2.ckpt")
+    assert trainer.global_step == 2 and resumed.batches == []
+
+
+def test_a_state_of_other_ranks_is_refused(build_datamodule):
+    datamodule = build_datamodule()
+    datamodule.setup("fit")
+    state = datamodule.train_dataloader().state_dict()
+    with pytest.raises(ValueError, match="2 training ranks must be resumed with as many, got 1"):
+        datamodule.train_dataloader().load_state_dict({"ranks": state["ranks"] * 2})
+
+
+def test_validation_alone_opens_no_training_data(tmp_path, build_datamodule):
+    datamodule = build_datamodule(train_annotations=tmp_path / "train.json", prepare=lambda: None)
+    module = ForeignModule()
+    stock_trainer(tmp_path).validate(module, datamodule=datamodule, verbose=False)
+    assert module.num_validated == len(datamodule.val_dataloader().dataset)
+
+
+def test_validation_leaves_the_global_random_state_alone(build_datamodule):
+    datamodule = build_datamodule()
+    before = torch.get_rng_state()
+    next(iter(datamodule.val_dataloader()))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_missing_files_are_named_with_their_keys_and_their_source(tmp_path, build_datamodule):
+    datamodule = build_datamodule(train_annotations=tmp_path / "nowhere.json")
+    with pytest.raises(FileNotFoundError, match=r"data\.train_annotations=.*nowhere\.json.*lvisdataset\.org"):
+        datamodule.check_files()
+
+
+def test_a_share_without_a_source_is_refused(build_datamodule):
+    with pytest.raises(ValueError, match=r"synthesis\.synthetic_ratio=0\.3 needs a source"):
+        build_datamodule(synthetic_ratio=0.3)
+
+
+def test_the_generators_stop_when_training_fails(tmp_path, build_datamodule):
+    pool = tmp_path / "pool"
+    datamodule = build_datamodule(
+        synthetic_ratio=0.5,
+        stream=functools.partial(PoolStream, pool_dir=pool),
+        service=functools.partial(
+            SynthesisService, pool_dir=pool, planner=PLANNER, synthesizer=SYNTHESIZER, stop_timeout_s=0.0
+        ),
+    )
+    with pytest.raises(RuntimeError, match="fails at step 1"):
+        fit(tmp_path, datamodule, 3, fail_at_step=1)
+    assert Path(pool).is_dir()
+    assert multiprocessing.active_children() == []
+    assert datamodule.report.num_deaths == 0

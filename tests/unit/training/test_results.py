@@ -1,0 +1,37 @@
+import json
+
+from rich.console import Console
+
+from mflight.training.results import _ap_table, report_results
+from tests.unit.training.foreign import ForeignModule, stock_trainer
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+def lines_of(figures):
+    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))
+    console.print(_ap_table(figures))
+    return console.export_text().splitlines()
+
+
+def test_the_widest_table_fits_80_columns_with_its_title_on_one_line():
+    lines = lines_of({f"val/{kind}/{name}": 100.0 for kind in ("bbox", "segm") for name in NAMES})
+    assert max(map(len, lines)) <= 80
+    assert lines[0].strip() == "LVIS validation, percent"
+    assert sum("100.0" in line for line in lines) == 2
+
+
+def test_figures_that_were_not_measured_are_dashes():
+    lines = lines_of({"val/segm/AP": 12.34, "val/segm/APr": -100.0})
+    (row,) = [line for line in lines if "masks" in line]
+    assert row.split("│")[2].strip() == "12.3" and row.split("│")[8].strip() == "-"
+    assert not any("boxes" in line for line in lines)
+
+
+def test_the_files_are_written_for_somebody_elses_module_and_data(tmp_path, capsys):
+    trainer = stock_trainer(tmp_path)
+    trainer.strategy.connect(ForeignModule())
+    report_results(trainer, run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"steps": 0, "messages": []}
+    assert json.loads((tmp_path / "run" / "per_class.json").read_text()) == []
+    assert str(tmp_path / "run") in capsys.readouterr().out.replace("\n", "")

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from mflight.training.segmentation import InstanceSegmentationModule
+
+
+class Losses(torch.nn.Module):
+    """A detector whose classification loss is one number."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(value))
+
+    def forward(self, images, targets):
+        return {"loss_classifier": self.value, "loss_mask": torch.tensor(2.0)}
+
+
+def module_with_loss(value):
+    return InstanceSegmentationModule(model=Losses(value), optimizer=torch.optim.SGD)
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_its_name_and_images():
+    module = module_with_loss(float("inf"))
+    targets = [{"image_id": 17}, {"image_id": 4}]
+    with pytest.raises(
+        FloatingPointError, match=r"'loss_classifier': inf, 'loss_mask': 2\.0.*step 0.*\[17, 4\]"
+    ):
+        module.training_step(([torch.zeros(3, 8, 8)] * 2, targets), 0)
+
+
+def test_the_optimizer_gets_what_is_trained_and_the_schedule_steps_with_it():
+    module = InstanceSegmentationModule(
+        model=torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1).requires_grad_(False)),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        lr_schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1),
+    )
+    configured = module.configure_optimizers()
+    assert [p.numel() for p in configured["optimizer"].param_groups[0]["params"]] == [6, 3]
+    assert configured["lr_scheduler"]["interval"] == "step"
+
+
+def test_a_checkpoint_brings_the_random_state_back_when_training_starts():
+    torch.manual_seed(5)
+    checkpoint = {}
+    module_with_loss(1.0).on_save_checkpoint(checkpoint)
+    expected = torch.rand(3)
+    resumed = module_with_loss(1.0)
+    resumed.on_load_checkpoint(checkpoint)
+    torch.rand(7)  # what the set-up of a run may draw
+    resumed.on_train_start()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_new_run_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    module_with_loss(1.0).on_train_start()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_validation_without_an_evaluator_is_told():
+    with pytest.raises(ValueError, match="evaluator=None"):
+        module_with_loss(1.0).on_validation_epoch_start()
