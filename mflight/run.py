@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from mflight.training.console import build_progress_bar, calm_lightning
@@ -63,6 +65,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
         if module.validated_at_step != trainer.global_step:  # the last epoch was cut short
             trainer.validate(module, datamodule=datamodule, verbose=False)
         report_results(trainer, run_dir=Path(cfg.paths.run_dir), pool_dir=_pool_dir(cfg))
+    except SIGTERMException:  # by itself it would end the process with 0
+        logger.warning("stopped by SIGTERM; to go on: resume_from=%s", cfg.paths.run_dir)
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         finish_loggers(loggers)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -39,7 +39,8 @@ def test_killed_baseline_resumes_and_ends_with_the_same_loss(jobs, baseline_job)
 def test_terminated_run_leaves_no_generator_and_resumes_with_its_pool(jobs):
     stopped = jobs.start("terminated", *SMALL, *SMALL_SYNTHESIS, "trainer.max_steps=2000")
     stopped.wait_until(lambda: last_checkpoint(stopped).exists() and stopped.generator.accepted > 0)
-    assert stopped.stop(signal.SIGTERM) != 0
+    assert stopped.stop(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM; to go on: resume_from={stopped.run_dir}" in stopped.output
     before = stopped.generator
     assert not is_running(before.pid)
     step = max(stopped.losses(), default=0) + 4
