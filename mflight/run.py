@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ def run(cfg: DictConfig) -> dict[str, float]:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
         if module.validated_at_step != trainer.global_step:  # the last epoch was cut short
             trainer.validate(module, datamodule=datamodule, verbose=False)
+        trainer.save_checkpoint(Path(cfg.paths.run_dir) / "checkpoints" / "last.ckpt")
         report_results(trainer, run_dir=Path(cfg.paths.run_dir), pool_dir=_pool_dir(cfg))
     except SIGTERMException:  # by itself it would end the process with 0
         logger.warning("stopped by SIGTERM; to go on: resume_from=%s", cfg.paths.run_dir)
-        raise SystemExit(128 + signal.SIGTERM) from None
+        sys.exit(128 + signal.SIGTERM)
     finally:
         finish_loggers(loggers)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

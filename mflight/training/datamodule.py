@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mflight.data.categories import Categories
+from mflight.data.files import DATASET_KEYS, require_dataset
 from mflight.data.lvis import LVISDataset
 from mflight.data.mixing import MixedBatches
 from mflight.data.samplers import RepeatFactorSampler, category_frequencies, repeat_factors
@@ -21,8 +22,6 @@ from mflight.data.transforms import EvalTransform, TrainTransform
 from mflight.synthesis.service import ServiceReport, SynthesisService
 from mflight.synthesis.stream import PoolStream
 from mflight.training.rank_batches import RankBatches, rank_and_world_size
-
-LVIS_DOWNLOADS = "https://www.lvisdataset.org/dataset"
 
 
 class MixedDataModule(L.LightningDataModule):
@@ -125,26 +124,10 @@ class MixedDataModule(L.LightningDataModule):
         return messages
 
     def check_files(self) -> None:
-        """Raise at once if the dataset is not there and is not made by ``prepare``.
-
-        Raises:
-            FileNotFoundError: naming what is missing, where LVIS publishes it and the keys that point at it.
-        """
+        """Raise a FileNotFoundError at once if the dataset is not there and is not made by ``prepare``."""
         if self._prepare is not None:
             return
-        wanted = {
-            "data.train_annotations": self.train_annotations,
-            "data.train_images": self.train_images,
-            "data.val_annotations": self.val_annotations,
-            "data.val_images": self.val_images,
-        }
-        missing = [f"{key}={path}" for key, path in wanted.items() if not path.exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"the dataset is not there: {', '.join(missing)} do not exist. LVIS v1 annotations and the "
-                f"COCO 2017 images they need are published at {LVIS_DOWNLOADS}; set data.root (or "
-                "MFLIGHT_LVIS_ROOT) to the folder that holds them, or these keys one by one"
-            )
+        require_dataset({key: getattr(self, key) for key in DATASET_KEYS})
 
     def prepare_data(self) -> None:
         """Make the dataset where it can be made."""
@@ -193,7 +176,8 @@ class MixedDataModule(L.LightningDataModule):
             self._poll()
         finally:
             self._service.stop()
-            self._service = None
+        self._poll()  # what was drawn until now counts
+        self._service = None
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop the generators when training ends by an error."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -58,9 +57,8 @@ def _places(trainer: L.Trainer, run_dir: Path, pool_dir: Path | None) -> list[tu
     places = [("run folder", str(run_dir))]
     if pool_dir is not None and pool_dir.exists():
         places.append(("pool", str(pool_dir)))
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-            places.append(("checkpoint", callback.best_model_path))
+    if (run_dir / "checkpoints").is_dir():
+        places.append(("checkpoints", str(run_dir / "checkpoints")))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             folder = Path(logger.experiment.dir).parent
