@@ -39,7 +39,7 @@ class MiniLVISSize:
     """
 
     train_images: dict[str, tuple[int, int]] = field(
-        default_factory=lambda: {"rare": (2, 3), "common": (15, 40), "frequent": (110, 160)}
+        default_factory=lambda: {"rare": (1, 3), "common": (15, 40), "frequent": (110, 160)}
     )
     val_instances: int = 18
 

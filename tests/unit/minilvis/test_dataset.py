@@ -55,7 +55,7 @@ def test_the_fields_of_lvis_are_complete(world, split):
     for annotation in document["annotations"]:
         present[annotation["image_id"]].add(annotation["category_id"])
     for image in document["images"]:
-        assert len(image["neg_category_ids"]) == 8
+        assert len(image["neg_category_ids"]) == 14
         assert not set(image["neg_category_ids"]) & present[image["id"]]
         assert set(image["not_exhaustive_category_ids"]) <= present[image["id"]]
         assert (image["height"], image["width"]) == (IMAGE_PX, IMAGE_PX)
