@@ -48,6 +48,7 @@ def main() -> None:
     names = {category.category_id: category.name for category in read_categories(args.annotations)}
     reader = PoolReader(args.pool_dir)
     tiles = [np.asarray(outlined(reader.read(ref), names)) for ref in reader.poll()[: args.count]]
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
     rows = [np.concatenate(tiles[i : i + COLUMNS], axis=1) for i in range(0, len(tiles), COLUMNS)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows, axis=0)).save(args.output, optimize=True)

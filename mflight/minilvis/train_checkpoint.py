@@ -60,8 +60,10 @@ def export(work: Path, tokenizer: CLIPTokenizer, output: Path) -> None:
         output: replaced as a whole.
     """
     trainer = TextToImageTrainer(tokenizer, work / "text_to_image.pt")
+    autoencoder = AutoencoderKL.from_pretrained(work / "vae")
+    autoencoder.register_to_config(_name_or_path="")  # else the work folder's path would be shipped
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        vae=autoencoder,
         text_encoder=trainer.average.text_encoder,
         tokenizer=tokenizer,
         unet=trainer.average.unet,
@@ -78,7 +80,6 @@ def export(work: Path, tokenizer: CLIPTokenizer, output: Path) -> None:
     os.replace(partial, output)
 
 
-@torch.inference_mode()
 def judge_checkpoint(folder: Path, *, images_per_class: int, seed: int) -> dict:
     """Draw single objects by the stock pipeline and let the judge name them.
 

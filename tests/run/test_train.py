@@ -32,7 +32,8 @@ def test_default_job_ends_well_and_prints_the_table(default_job):
     for name in ("APr", "APc", "APf", "boxes", "masks"):
         assert name in printed
     pool, best = default_job.run_dir / "pool", default_job.run_dir / "checkpoints" / "best.ckpt"
-    for place in (default_job.run_dir, pool, best):
+    assert best.is_file()
+    for place in (default_job.run_dir, pool, best.parent):
         assert str(place) in printed
     assert re.search(r"wandb sync \S*default/wandb/offline-run-\S+", printed)
     assert "Traceback" not in printed
