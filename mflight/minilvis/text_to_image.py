@@ -158,9 +158,7 @@ class TextToImage(nn.Module):
     def forward(self, batch: SceneBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the losses ``velocity``, ``token``, ``pixel`` (scalars) and their weighted ``total``."""
         noise = torch.randn(batch.latents.shape, generator=generator)
-        timesteps = torch.randint(
-            0, self.scheduler.config.num_train_timesteps, (len(noise),), generator=generator
-        )
+        timesteps = self._draw_timesteps(len(noise), generator)
         noisy = self.scheduler.add_noise(batch.latents, noise, timesteps)
         velocity = self.scheduler.get_velocity(batch.latents, noise, timesteps)
         embeds = self.text_encoder(batch.input_ids).last_hidden_state
@@ -173,6 +171,13 @@ class TextToImage(nn.Module):
         )
         self._kept.clear()
         return losses
+
+    def _draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw timesteps with density rising as t^0.8: class and outline are decided where noise is high."""
+        share = torch.rand(count, generator=generator) ** (1 / 1.8)
+        return (share * self.scheduler.config.num_train_timesteps).long().clamp_max(
+            self.scheduler.config.num_train_timesteps - 1
+        )
 
 
 def _grounding(kept: list[Tensor], batch: SceneBatch) -> dict[str, Tensor]:

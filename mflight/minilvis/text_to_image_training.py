@@ -1,4 +1,11 @@
-"""Train text encoder and UNet of the mini checkpoint, step by step, resumable at any saved step."""
+"""Train text encoder and UNet of the mini checkpoint, step by step, resumable at any saved step.
+
+Two trainings, each on a core of its own, make one: whenever one saves, it first takes the mean of its weights
+and those that the other saved last. None waits for the other.
+
+Source:
+    Lian et al., "Asynchronous decentralized parallel SGD", arXiv:1710.06952.
+"""
 
 import copy
 import os
@@ -33,11 +40,27 @@ class _Steps(Dataset):
 
 
 class TextToImageTrainer:
-    """Holds the model, its moving average and the optimizer; the average is what is shipped."""
+    """Holds the model, its moving average and the optimizer; the average is what is shipped.
 
-    def __init__(self, tokenizer: CLIPTokenizer, state_file: Path, *, batch_size: int = 16, seed: int = 0):
+    Args:
+        tokenizer: of the captions.
+        state_file: where the training is saved, and from where it goes on.
+        peer_file: the ``state_file`` of a second training of the same model with another seed, if any.
+        batch_size: scenes in a step.
+        seed: of weights, scenes, timesteps and noise.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        state_file: Path,
+        *,
+        peer_file: Path | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+    ):
         torch.manual_seed(seed)
-        self.tokenizer, self.state_file = tokenizer, state_file
+        self.tokenizer, self.state_file, self.peer_file = tokenizer, state_file, peer_file
         self.batch_size, self.seed = batch_size, seed
         self.model = TextToImage(len(tokenizer))
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -45,6 +68,7 @@ class TextToImageTrainer:
             self.model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01
         )
         self.step = 0
+        self._peer_saved_at = 0.0
         self._first_step = 0  # the rate rises from here: later than 0 where shipped weights are trained on
         if state_file.exists():
             self._load()
@@ -68,8 +92,11 @@ class TextToImageTrainer:
             for name, loss in losses.items():
                 smooth[name] = 0.98 * smooth.get(name, loss) + 0.02 * loss
             progress.set_postfix({name: f"{loss:.4f}" for name, loss in smooth.items()}, refresh=False)
-            if self.step % save_every_steps == 0 or self.step == num_steps:
+            if self.step % save_every_steps == 0 or self.step >= num_steps:
+                self._meet_peer()
                 self.save()
+            if self.step >= num_steps:
+                break
 
     def start_from(self, text_encoder: nn.Module, unet: nn.Module, *, step: int) -> None:
         """Begin a new training with the weights of a checkpoint that was trained for ``step`` steps."""
@@ -92,6 +119,22 @@ class TextToImageTrainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         return {name: loss.item() for name, loss in losses.items()}
+
+    def _meet_peer(self) -> None:
+        """Take the mean with what the peer saved since the last meeting, and catch up with its step."""
+        if self.peer_file is None or not self.peer_file.exists():
+            return
+        saved_at = self.peer_file.stat().st_mtime
+        if saved_at == self._peer_saved_at:
+            return
+        peer = torch.load(self.peer_file, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for mine, name in ((self.model, "model"), (self.average, "average")):
+                for key, weights in mine.state_dict().items():
+                    if weights.is_floating_point():
+                        weights.lerp_(peer[name][key], 0.5)
+        self._peer_saved_at = saved_at
+        self.step = max(self.step, peer["step"])
 
     def save(self) -> None:
         """Write the whole state, or leave the former one untouched."""

@@ -36,7 +36,11 @@ def main() -> None:
         _train_autoencoder(work / "vae", args)
     if "text_to_image" in args.stages:
         trainer = TextToImageTrainer(
-            tokenizer, work / "text_to_image.pt", batch_size=args.batch_size, seed=args.seed
+            tokenizer,
+            work / "text_to_image.pt",
+            peer_file=args.peer and args.peer / "text_to_image.pt",
+            batch_size=args.batch_size,
+            seed=args.seed,
         )
         if args.start_from is not None and trainer.step == 0:
             _start_from(trainer, args.start_from, work)
@@ -148,6 +152,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--start-from", type=Path, help="a checkpoint whose weights are trained on, where --work is empty"
+    )
+    parser.add_argument(
+        "--peer", type=Path, help="--work of a second training, with another --seed, to share weights with"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) // 2))
