@@ -72,3 +72,28 @@ def test_a_resumed_training_equals_one_without_interruption(tokenizer, tmp_path)
         for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     assert trainer("halves.pt").step == 3
+
+
+def test_high_noise_is_drawn_more_often(tokenizer):
+    model = TextToImage(len(tokenizer))
+    timesteps = model._draw_timesteps(20_000, torch.Generator().manual_seed(0))
+    assert timesteps.min() >= 0 and timesteps.max() == 999
+    below = [(timesteps < bound).float().mean().item() for bound in (300, 600)]
+    assert below == pytest.approx([0.3**1.8, 0.6**1.8], abs=0.01)
+
+
+def test_two_trainings_meet_in_the_mean_and_at_the_later_step(tokenizer, tmp_path):
+    mine, peer = tmp_path / "mine.pt", tmp_path / "peer.pt"
+    other = TextToImageTrainer(tokenizer, peer, batch_size=2, seed=2)
+    other.train(num_steps=2, learning_rate=1e-3)
+    alone = TextToImageTrainer(tokenizer, mine, batch_size=2, seed=1)
+    alone.train(num_steps=1, learning_rate=1e-3)
+    shared = TextToImageTrainer(tokenizer, tmp_path / "shared.pt", peer_file=peer, batch_size=2, seed=1)
+    shared.train(num_steps=1, learning_rate=1e-3)
+    assert shared.step == 2
+    for name in ("model", "average"):
+        parts = [getattr(trainer, name).parameters() for trainer in (shared, alone, other)]
+        for met, first, second in zip(*parts, strict=True):
+            torch.testing.assert_close(met, (first + second) / 2)
+    shared.train(num_steps=3, learning_rate=1e-3)  # nothing new from the peer: it goes on alone
+    assert shared.step == 3
