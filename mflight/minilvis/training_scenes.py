@@ -20,12 +20,15 @@ def draw_size(draws: np.random.Generator) -> tuple[int, int]:
     return SIDES_PX[draws.integers(len(SIDES_PX))], SIDES_PX[draws.integers(len(SIDES_PX))]
 
 
-def draw_captioned_scene(size_hw: tuple[int, int], draws: np.random.Generator) -> tuple[Scene, Caption]:
+def draw_captioned_scene(
+    size_hw: tuple[int, int], draws: np.random.Generator, *, one_object_share: float = ONE_OBJECT_SHARE
+) -> tuple[Scene, Caption]:
     """Draw one or two objects of any classes and breeds, all equally likely, with their caption.
 
     Args:
         size_hw: ``(H, W)`` of the scene, in px.
         draws: the source of everything.
+        one_object_share: how often the scene holds one object only, as the regions of a mosaic do.
 
     Returns:
         the scene, and its caption; ``caption.name_spans`` follows the order of ``scene.placements``.
@@ -34,7 +37,7 @@ def draw_captioned_scene(size_hw: tuple[int, int], draws: np.random.Generator) -
     side = min(size_hw)
     background = list(BACKGROUNDS)[draws.integers(len(BACKGROUNDS))]
     species = [SPECIES[draws.integers(len(SPECIES))]]
-    if draws.random() < ONE_OBJECT_SHARE:
+    if draws.random() < one_object_share:
         placements = [draw_placement(species[0], size_hw, (0.27 * side, 0.47 * side), draws)]
     else:
         species.append(SPECIES[draws.integers(len(SPECIES))])
