@@ -13,6 +13,7 @@ def one_object(inside):
         input_ids=torch.zeros(1, 3, dtype=torch.int64),
         object_masks=torch.tensor(inside).view(1, 1, 2, 2),
         name_tokens=torch.tensor([[[False, True, False]]]),
+        outlines=torch.zeros(1, 16, 2, 2),
     )
 
 
@@ -45,15 +46,19 @@ def test_a_batch_is_a_function_of_its_seed_and_marks_the_names(tokenizer):
     assert first.name_tokens[:, 0].any(dim=-1).all()  # the first object is named in every caption
     assert not first.name_tokens[..., 0].any()  # the begin token is no name
     assert first.object_masks.shape[-2:] == first.latents.shape[-2:]
+    assert first.outlines.shape == (4, 16, *first.latents.shape[-2:])
+    torch.testing.assert_close(first.outlines.mean(dim=1), first.object_masks.sum(dim=1))  # of whole pixels
 
 
 def test_the_losses_are_finite_and_their_sum_is_weighted(tokenizer):
     torch.manual_seed(0)
-    model = TextToImage(len(tokenizer), token_weight=0.1, pixel_weight=0.05)
+    model = TextToImage(len(tokenizer), token_weight=0.1, pixel_weight=0.05, outline_weight=0.3)
     batch = draw_batch(2, tokenizer, (0, 3), 0.0)
     losses = model(batch, torch.Generator().manual_seed(0))
     assert all(torch.isfinite(loss) for loss in losses.values())
-    by_hand = losses["velocity"] + 0.1 * losses["token"] + 0.05 * losses["pixel"]
+    by_hand = (
+        losses["velocity"] + 0.1 * losses["token"] + 0.05 * losses["pixel"] + 0.3 * losses["outline"]
+    )
     assert losses["total"].item() == pytest.approx(by_hand.item())
     assert losses["velocity"].item() == pytest.approx(1.0, abs=0.5)  # of an untrained model
 
