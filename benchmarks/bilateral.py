@@ -31,13 +31,14 @@ NUM_PASSES = 2
 class PlainGrid:
     """Barron & Poole's bilateral grid, as their paper tells it."""
 
-    def __init__(self, image: np.ndarray):
+    def __init__(self, image: np.ndarray, sigma_spatial_px: float = 16):
         height, width = image.shape[:2]
         red, green, blue = np.moveaxis(image.astype(np.float64), 2, 0)
         # From left to right: a matrix product may round otherwise and put a pixel into the next cell.
         yuv = np.dstack([r * red + g * green + b * blue for r, g, b in YUV_FROM_RGB]) + YUV_OFFSET
         rows, columns = np.mgrid[:height, :width]
-        cells = np.dstack([columns / 16, rows / 16, yuv / [16, 8, 8]]).astype(int)
+        places = columns / sigma_spatial_px, rows / sigma_spatial_px
+        cells = np.dstack([*places, yuv / [16, 8, 8]]).astype(int)
         coordinates = cells.reshape(-1, 5).astype(np.float64)
         self.hash_weights = 255.0 ** np.arange(5)
         hashes = coordinates @ self.hash_weights
@@ -65,8 +66,8 @@ class PlainGrid:
         return blurred
 
 
-def solve_plainly(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    grid = PlainGrid(image)
+def solve_plainly(image: np.ndarray, mask: np.ndarray, sigma_spatial_px: float = 16) -> np.ndarray:
+    grid = PlainGrid(image, sigma_spatial_px)
     num_pixels = grid.splat @ np.ones(mask.size)
     scale = np.ones_like(num_pixels)
     for _ in range(10):
@@ -83,10 +84,12 @@ def solve_plainly(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return (grid.splat.T @ solution).reshape(mask.shape)
 
 
-def refine_plainly(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def refine_plainly(
+    image: np.ndarray, mask: np.ndarray, sigma_spatial_px: float = 16
+) -> tuple[np.ndarray, np.ndarray]:
     softs = []
     for _ in range(NUM_PASSES):
-        softs.append(solve_plainly(image, mask))
+        softs.append(solve_plainly(image, mask, sigma_spatial_px))
         mask = softs[-1] / softs[-1].max() > 0.5
     return mask, np.stack(softs)
 

@@ -122,6 +122,7 @@ class LVISAnnotations:
             "is_synthetic": False,
             "negative_labels": _tensor(self._row("negative", index, "negatives"), torch.int64),
             "not_exhaustive_labels": _tensor(self._row("not_exhaustive", index), torch.int64),
+            "ignore_boxes": torch.zeros((0, 4)),
             "sample_id": "",
         }
 

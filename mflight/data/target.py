@@ -1,7 +1,8 @@
 """What one labelled image is: the target handed to the detector, and the rules it keeps.
 
-Shape letters, the same in the whole package: ``B`` batch, ``N`` instances, ``K`` listed labels,
-``C`` classes, ``(H, W)`` image, ``(h, w)`` latent grid, ``S`` UNet resolutions, ``R`` regions, ``T`` tokens.
+Shape letters, the same in the whole package: ``B`` batch, ``N`` instances, ``M`` parts to ignore,
+``K`` listed labels, ``C`` classes, ``(H, W)`` image, ``(h, w)`` latent grid, ``S`` UNet resolutions,
+``R`` regions, ``T`` tokens.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ class Target(TypedDict):
         is_synthetic: whether a generator drew the image.
         negative_labels: int64[K], classes verified to be absent.
         not_exhaustive_labels: int64[K], classes of which not every instance is outlined.
+        ignore_boxes: float32[M, 4], xyxy in pixels, bounds as for ``boxes``: parts of the image that may show
+            objects without a label; what is found there is no false alarm. Real images have none.
         sample_id: name of a synthetic sample in its pool, empty for a real image.
     """
 
@@ -39,6 +42,7 @@ class Target(TypedDict):
     is_synthetic: bool
     negative_labels: Tensor
     not_exhaustive_labels: Tensor
+    ignore_boxes: Tensor
     sample_id: str
 
 
@@ -59,7 +63,8 @@ def check_target(target: Mapping[str, Any], size_hw: tuple[int, int], num_classe
         raise KeyError(f"the target of image {target.get('image_id', '?')} lacks the keys {missing}")
     place = f"the target of image {target['image_id']}"
     _check_shapes(target, size_hw, place)
-    _check_boxes(target["boxes"], size_hw, place)
+    for key in ("boxes", "ignore_boxes"):
+        _check_boxes(key, target[key], size_hw, place)
     for key in ("labels", "negative_labels", "not_exhaustive_labels"):
         labels = target[key]
         if len(labels) and not (1 <= labels.min() and labels.max() <= num_classes):
@@ -79,6 +84,7 @@ def _check_shapes(target: Mapping[str, Any], size_hw: tuple[int, int], place: st
         "iscrowd": ((count,), torch.int64),
         "negative_labels": ((len(target["negative_labels"]),), torch.int64),
         "not_exhaustive_labels": ((len(target["not_exhaustive_labels"]),), torch.int64),
+        "ignore_boxes": ((len(target["ignore_boxes"]), 4), torch.float32),
     }
     for key, (shape, dtype) in expected.items():
         found = target[key]
@@ -87,11 +93,11 @@ def _check_shapes(target: Mapping[str, Any], size_hw: tuple[int, int], place: st
             raise ValueError(f"{key} must be {dtype} of shape {shape}, got {got} in {place}")
 
 
-def _check_boxes(boxes: Tensor, size_hw: tuple[int, int], place: str) -> None:
+def _check_boxes(key: str, boxes: Tensor, size_hw: tuple[int, int], place: str) -> None:
     height, width = size_hw
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     good = (0 <= x1) & (x1 < x2) & (x2 <= width) & (0 <= y1) & (y1 < y2) & (y2 <= height)
     if not good.all():
         worst = boxes[~good][0].tolist()
         rule = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}"
-        raise ValueError(f"boxes must keep {rule}, got {worst} in {place}")
+        raise ValueError(f"{key} must keep {rule}, got {worst} in {place}")

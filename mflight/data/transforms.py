@@ -84,7 +84,8 @@ class TrainTransform:
 
         Returns:
             float32[3, H', W'] in [0, 1] and its target. Instances of which nothing, or less than a pixel
-            in width or height, is left are dropped; boxes and areas fit the masks again.
+            in width or height, is left are dropped; boxes and areas fit the masks again. ``ignore_boxes``
+            move along.
         """
         return _apply(self._steps, image, target, outlines)
 
@@ -176,6 +177,10 @@ def _apply(
     dense = torch.stack(list(masked.values())) if masked else target.get("masks")
     if dense is not None and len(dense):
         sample["masks"] = tv_tensors.Mask(dense)
+    if len(target["ignore_boxes"]):
+        sample["ignore_boxes"] = tv_tensors.BoundingBoxes(
+            target["ignore_boxes"], format="XYXY", canvas_size=size_hw
+        )
     if outlines is not None:
         sample["vertices"] = tv_tensors.KeyPoints(outlines.vertices, canvas_size=size_hw)
 
@@ -190,8 +195,11 @@ def _apply(
         ).draw(size_hw)
     else:
         masks = torch.zeros((0, *size_hw), dtype=torch.uint8) if moved is None else moved
-    boxes = clip_boxes(sample["boxes"].as_subclass(Tensor), size_hw)
-    return image, _refit(Target(**{**target, "boxes": boxes, "masks": masks}))
+    changed = {"boxes": clip_boxes(sample["boxes"].as_subclass(Tensor), size_hw), "masks": masks}
+    if "ignore_boxes" in sample:
+        parts = clip_boxes(sample["ignore_boxes"].as_subclass(Tensor), size_hw)
+        changed["ignore_boxes"] = parts[_is_large(parts)]
+    return image, _refit(Target(**{**target, **changed}))
 
 
 def _refit(target: Target) -> Target:
@@ -199,9 +207,13 @@ def _refit(target: Target) -> Target:
     masks = target["masks"]
     area = masks.sum(dim=(1, 2), dtype=torch.float32)
     boxes = _shrink_to_masks(target["boxes"], masks)
-    keep = (area > 0) & ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_BOX_SIDE_PX).all(dim=1)
+    keep = (area > 0) & _is_large(boxes)
     refitted = {**target, "boxes": boxes, "area": area}
     return Target(**{**refitted, **{key: refitted[key][keep] for key in INSTANCE_KEYS}})
+
+
+def _is_large(boxes: Tensor) -> Tensor:
+    return ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_BOX_SIDE_PX).all(dim=1)
 
 
 def _shrink_to_masks(boxes: Tensor, masks: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
-from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
+
+from mflight.detection.proposals import is_ignored
 
 _SMOOTH_L1_BETA = 1 / 9  # as in torchvision's fastrcnn_loss
 _MIN_BOX_SIDE_PX = 1e-2
@@ -43,10 +45,14 @@ class InstanceHeads(RoIHeads):
     4] in pixels of the resized image, ``labels`` int64[N], ``scores`` float32[N] falling, and ``roi_masks``
     float32[N, 1, M, M]: the probability of the object inside its box, not pasted into the image.
 
+    Proposals inside a target's ``ignore_boxes`` that match no instance are not learnt from; without such
+    boxes nothing changes.
+
     Args:
         class_agnostic_boxes: one box a region, for all classes.
         class_agnostic_masks: one mask a region, for all classes.
         classification_loss: ``(logits [R, C + 1], labels int64[R]) -> scalar``.
+        ignore_overlap: share of a proposal's own area from which it counts as inside, in (0, 1].
         **kwargs: the arguments of torchvision's ``RoIHeads``.
     """
 
@@ -56,12 +62,14 @@ class InstanceHeads(RoIHeads):
         class_agnostic_boxes: bool,
         class_agnostic_masks: bool,
         classification_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        ignore_overlap: float = 0.5,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.class_agnostic_boxes = class_agnostic_boxes
         self.class_agnostic_masks = class_agnostic_masks
         self.classification_loss = classification_loss
+        self.ignore_overlap = ignore_overlap
 
     def forward(
         self,
@@ -74,6 +82,25 @@ class InstanceHeads(RoIHeads):
         if self.training:
             return [], self._losses(features, proposals, image_shapes, targets)
         return self._predictions(features, proposals, image_shapes), {}
+
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Sample the regions to learn from: proposals, matched instances, labels and offsets of each image.
+
+        A proposal that is left out here is one that torchvision labels -1: it can never be sampled.
+        """
+        return super().select_training_samples(
+            [self._without_ignored(*image) for image in zip(proposals, targets, strict=True)], targets
+        )
+
+    def _without_ignored(self, proposals: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        inside = is_ignored(proposals, target, self.ignore_overlap)
+        if inside is None:
+            return proposals
+        overlaps = box_iou(target["boxes"].to(proposals), proposals)  # [N, R]
+        is_matched = (overlaps >= self.proposal_matcher.high_threshold).any(dim=0)
+        return proposals[is_matched | ~inside]
 
     def _losses(
         self,
@@ -91,8 +118,9 @@ class InstanceHeads(RoIHeads):
         mask_proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
         mask_matched = [index[keep] for index, keep in zip(matched, positive, strict=True)]
         mask_logits = self._mask_branch(features, mask_proposals, image_shapes)
+        is_empty = not len(all_labels)  # all proposals left out: a mean over none would be 0 / 0
         return {
-            "loss_classifier": self.classification_loss(logits, all_labels),
+            "loss_classifier": logits.sum() * 0 if is_empty else self.classification_loss(logits, all_labels),
             "loss_box_reg": self._box_loss(box_regression, torch.cat(offsets), all_labels),
             "loss_mask": self._mask_loss(mask_logits, mask_proposals, mask_matched, targets),
         }
@@ -103,7 +131,7 @@ class InstanceHeads(RoIHeads):
         channel = torch.zeros_like(positive) if self.class_agnostic_boxes else labels[positive]
         predicted = box_regression.unflatten(1, (-1, 4))[positive, channel]  # [R+, 4]
         loss = F.smooth_l1_loss(predicted, offsets[positive], beta=_SMOOTH_L1_BETA, reduction="sum")
-        return loss / labels.numel()
+        return loss / max(1, labels.numel())
 
     def _mask_loss(
         self,

@@ -8,11 +8,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
 from mflight.detection.heads import BoxPredictor, InstanceHeads
+from mflight.detection.proposals import ProposalNetwork
 
 _ROI_LEVELS = [
     "0",
@@ -53,6 +54,7 @@ def build_mask_rcnn(
     roi_sampling_ratio: Count = 2,
     class_agnostic_boxes: bool = False,
     class_agnostic_masks: bool = False,
+    ignore_overlap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5,
 ) -> GeneralizedRCNN:
     """Build a Mask R-CNN over a feature pyramid; the defaults are detectron2's for LVIS v1.
 
@@ -92,6 +94,8 @@ def build_mask_rcnn(
         class_agnostic_boxes: one box a region, shared by all classes.
         class_agnostic_masks: one mask a region, shared by all classes; 1203 masks cost 461 MB an image in
             training.
+        ignore_overlap: an anchor or proposal is left out of the losses when one of the target's
+            ``ignore_boxes`` covers this share of its area and it matches no instance.
 
     Returns:
         The model, on the CPU.
@@ -103,9 +107,10 @@ def build_mask_rcnn(
     channels = backbone.out_channels
     num_logits = num_classes + 1  # the background is class 0
     anchors = AnchorGenerator(anchor_sizes_px, (anchor_aspect_ratios,) * len(anchor_sizes_px))
-    rpn = RegionProposalNetwork(
-        anchors,
-        RPNHead(channels, anchors.num_anchors_per_location()[0]),
+    rpn = ProposalNetwork(
+        ignore_overlap=ignore_overlap,
+        anchor_generator=anchors,
+        head=RPNHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=rpn_batch_size_per_image,
@@ -117,6 +122,7 @@ def build_mask_rcnn(
     roi_heads = InstanceHeads(
         class_agnostic_boxes=class_agnostic_boxes,
         class_agnostic_masks=class_agnostic_masks,
+        ignore_overlap=ignore_overlap,
         box_roi_pool=MultiScaleRoIAlign(_ROI_LEVELS, output_size=7, sampling_ratio=roi_sampling_ratio),
         box_head=TwoMLPHead(channels * 7 * 7, box_head_channels),
         box_predictor=BoxPredictor(box_head_channels, num_logits, 1 if class_agnostic_boxes else num_logits),

@@ -27,6 +27,9 @@ class AttentionSettings:
         first_evaluation: first UNet evaluation that counts, from 0.
         stop_evaluation: first evaluation that counts no more; ``None`` counts all to the end. The published
             program stops at 50 of PNDM's 51.
+
+    Raises:
+        ValueError: if no evaluation can count.
     """
 
     token_rule: TokenRule = "name"
@@ -34,6 +37,13 @@ class AttentionSettings:
     levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     first_evaluation: Annotated[int, Field(ge=0)] = 0
     stop_evaluation: Annotated[int, Field(ge=1)] | None = None
+
+    def __post_init__(self):
+        if self.stop_evaluation is not None and self.stop_evaluation <= self.first_evaluation:
+            raise ValueError(
+                f"stop_evaluation must be above first_evaluation {self.first_evaluation}, "
+                f"got {self.stop_evaluation}"
+            )
 
     def counts(self, evaluation: int) -> bool:
         """Whether the attention of the UNet's n-th evaluation, from 0, is kept."""
@@ -104,12 +114,15 @@ class AttentionRecorder:
     Args:
         unet: a diffusers UNet.
         blocks: the blocks that report.
+        levels: the resolutions that will be kept, as the number of halvings.
 
     Raises:
-        ValueError: if none of the blocks has cross-attention.
+        ValueError: if none of the blocks has cross-attention, or none at any of the levels.
     """
 
-    def __init__(self, unet: Any, blocks: Sequence[UNetBlock] = ("down", "up")):
+    def __init__(
+        self, unet: Any, blocks: Sequence[UNetBlock] = ("down", "up"), levels: Sequence[int] = (0, 1, 2)
+    ):
         self._unet = unet
         self._listener: AttentionAccumulator | None = None
         prefixes = tuple(f"{block}_block" for block in blocks)
@@ -117,6 +130,12 @@ class AttentionRecorder:
         self._names = [name for name in cross_attention if name.startswith(prefixes)]
         if not self._names:
             raise ValueError(f"the UNet must have cross-attention in its blocks, {tuple(blocks)} have none")
+        present = sorted({_level_of_layer(name, len(unet.down_blocks)) for name in self._names})
+        if not set(present) & set(levels):
+            raise ValueError(
+                f"levels must hold one of {present}, where the UNet's blocks {tuple(blocks)} have "
+                f"cross-attention, got {tuple(levels)}"
+            )
 
     @contextmanager
     def installed(self) -> Iterator["AttentionRecorder"]:
@@ -148,8 +167,9 @@ class AttentionRecorder:
         finally:
             self._listener = None
 
+    @torch.compiler.disable
     def report(self, query: Tensor, key: Tensor, scale: float) -> None:
-        """Hand the conditioned samples of one layer to whoever listens.
+        """Hand the conditioned samples of one layer to whoever listens; never part of a compiled graph.
 
         Args:
             query: ``[B, heads, cells, d]``.
@@ -189,7 +209,10 @@ class _ReportingProcessor:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
-        self._recorder.report(query, key, attn.scale)
+        if attn.upcast_attention:  # Stable Diffusion 2.1: its logits overflow float16
+            self._recorder.report(query.float(), key.float(), attn.scale)
+        else:
+            self._recorder.report(query, key, attn.scale)
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         output = attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))
         if attn.residual_connection:
@@ -200,3 +223,11 @@ class _ReportingProcessor:
 def halved_size(latent_hw: tuple[int, int], level: int) -> tuple[int, int]:
     """``(h, w)`` after ``level`` halvings, each rounded up, as a UNet's strided convolutions do."""
     return tuple(-(-size // 2**level) for size in latent_hw)  # type: ignore[return-value]
+
+
+def _level_of_layer(name: str, num_levels: int) -> int:
+    """Halvings at which the layer ``name`` works, such as ``up_blocks.1.attentions.0...``."""
+    block, index, *_ = name.split(".")
+    if block == "down_blocks":
+        return int(index)
+    return num_levels - 1 - int(index) if block == "up_blocks" else num_levels - 1

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mflight.diffusion.attention import AttentionAccumulator, AttentionRecorder, AttentionSettings
+from mflight.diffusion.conditioning import TextCondition
 from mflight.diffusion.pipeline import LatentDiffusion
-from mflight.diffusion.tokens import PromptText, tokenize_plain, tokenize_prompt
+from mflight.diffusion.tokens import PromptText
 from mflight.functional.blend import RegionBlender
 from mflight.functional.layout import Box, MosaicLayout
 
@@ -66,7 +67,8 @@ def denoise_mosaic(
     At each timestep all regions of equal latent shape, of all canvases, go through the UNet together with
     both guidance halves. Their predictions are averaged on each canvas under Gaussian windows, and the
     scheduler takes one step on the whole canvases. What comes out does not depend on the batch. A region
-    edge off the latent grid, and a name that is lost in its prompt, are a ``ValueError``.
+    edge off the latent grid, a name that is lost in its prompt, and levels without cross-attention, are a
+    ``ValueError``.
 
     Args:
         pipeline: the model.
@@ -78,18 +80,27 @@ def denoise_mosaic(
     Returns:
         One result a canvas.
 
+    Raises:
+        ValueError: if none of the scheduler's evaluations counts.
+
     Source:
         Xie et al., "MosaicFusion", arXiv:2309.13042, section 3.2.
     """
     attention = attention or AttentionSettings()
+    recorder = AttentionRecorder(pipeline.unet, attention.blocks, attention.levels)
     regions = [
         r for index, canvas in enumerate(canvases) for r in _encode(pipeline, index, canvas, attention)
     ]
     groups = _group_canvases(pipeline, canvases, num_inference_steps)
-    batches = _batch_regions(regions, attention, max_batch)
-    recorder = AttentionRecorder(pipeline.unet, attention.blocks)
+    timesteps = groups[0].scheduler.timesteps if groups else ()
+    if groups and attention.first_evaluation >= len(timesteps):
+        raise ValueError(
+            f"first_evaluation must be below the scheduler's {len(timesteps)} evaluations, "
+            f"got {attention.first_evaluation}"
+        )
+    batches = _batch_regions(pipeline, regions, attention, max_batch)
     with recorder.installed():
-        for evaluation, timestep in enumerate(groups[0].scheduler.timesteps if groups else ()):
+        for evaluation, timestep in enumerate(timesteps):
             inputs = {canvas: sample for group in groups for canvas, sample in group.model_inputs(timestep)}
             for batch in batches:
                 with recorder.reporting_to(batch.accumulator if attention.counts(evaluation) else None):
@@ -108,8 +119,8 @@ class _Region:
 
     canvas: int
     latent_box: Box
-    prompt_embeds: Tensor  # [T, D]
-    negative_embeds: Tensor  # [T, D]
+    condition: TextCondition
+    negative_condition: TextCondition
     guidance_scale: float
     attended_tokens: tuple[int, ...]
     prediction: Tensor | None = None  # [C, h, w] of the current step
@@ -125,22 +136,20 @@ def _encode(
     pipeline: LatentDiffusion, index: int, canvas: Canvas, attention: AttentionSettings
 ) -> list[_Region]:
     """The regions of a canvas with their embeddings and attended tokens."""
-    tokenizer, max_length = pipeline.tokenizer, pipeline.max_prompt_tokens
     regions = []
     boxes = canvas.layout.latent_boxes(pipeline.latent_stride_px)
     for box, prompt, negative, guidance_scale in zip(
         boxes, canvas.prompts, canvas.negative_prompts, canvas.guidance_scales, strict=True
     ):
-        tokenized = tokenize_prompt(tokenizer, prompt, max_length=max_length, rule=attention.token_rule)
-        negative_ids = tokenize_plain(tokenizer, negative, max_length=max_length)
+        condition, attended_tokens = pipeline.text.encode_prompt(prompt, attention.token_rule)
         regions.append(
             _Region(
                 canvas=index,
                 latent_box=box,
-                prompt_embeds=pipeline.encode_text(tokenized.input_ids),
-                negative_embeds=pipeline.encode_text(negative_ids),
+                condition=condition,
+                negative_condition=pipeline.text.encode_negative(negative),
                 guidance_scale=guidance_scale,
-                attended_tokens=tokenized.attended_tokens,
+                attended_tokens=attended_tokens,
             )
         )
     return regions
@@ -149,12 +158,15 @@ def _encode(
 class _RegionBatch:
     """Regions of equal latent shape that share one UNet call at every step."""
 
-    def __init__(self, regions: Sequence[_Region], levels: Sequence[int]):
+    def __init__(self, pipeline: LatentDiffusion, regions: Sequence[_Region], levels: Sequence[int]):
         self.regions = regions
         self._guided = any(region.guidance_scale != 1 for region in regions)
-        positive = [region.prompt_embeds for region in regions]
-        negative = [region.negative_embeds for region in regions] if self._guided else []
-        self._embeds = torch.stack(negative + positive)  # [2N, T, D], the conditioned half last
+        positive = [region.condition for region in regions]
+        negative = [region.negative_condition for region in regions] if self._guided else []
+        conditions = negative + positive  # 2N, the conditioned half last
+        self._embeds = torch.stack([condition.prompt_embeds for condition in conditions])  # [2N, T, D]
+        region_hw = tuple(size * pipeline.latent_stride_px for size in regions[0].latent_hw)
+        self._added_cond_kwargs = pipeline.text.added_cond_kwargs(conditions, region_hw)
         scales = [region.guidance_scale for region in regions]
         self._scales = torch.tensor(scales, device=self._embeds.device)[:, None, None, None]  # [N, 1, 1, 1]
         weights = torch.zeros(len(regions), self._embeds.shape[1])  # [N, T]
@@ -169,7 +181,9 @@ class _RegionBatch:
             x1, y1, x2, y2 = region.latent_box
             crops.append(inputs[region.canvas][:, y1:y2, x1:x2])
         samples = torch.stack(crops * 2 if self._guided else crops).to(pipeline.dtype)  # [2N, C, h, w]
-        output = pipeline.unet(samples, timestep, self._embeds, return_dict=False)[0].float()
+        output = pipeline.unet(
+            samples, timestep, self._embeds, added_cond_kwargs=self._added_cond_kwargs, return_dict=False
+        )[0].float()
         if self._guided:
             negative, positive = output.chunk(2)
             output = negative + self._scales * (positive - negative)
@@ -183,7 +197,7 @@ class _RegionBatch:
 
 
 def _batch_regions(
-    regions: Sequence[_Region], attention: AttentionSettings, max_batch: int
+    pipeline: LatentDiffusion, regions: Sequence[_Region], attention: AttentionSettings, max_batch: int
 ) -> list[_RegionBatch]:
     """Batches of equal latent shape, guided and unguided regions apart, of at most ``max_batch`` samples."""
     alike = defaultdict(list)
@@ -193,7 +207,8 @@ def _batch_regions(
     for (_, guided), members in alike.items():
         size = max(1, max_batch // 2 if guided else max_batch)
         batches += [
-            _RegionBatch(members[i : i + size], attention.levels) for i in range(0, len(members), size)
+            _RegionBatch(pipeline, members[start : start + size], attention.levels)
+            for start in range(0, len(members), size)
         ]
     return batches
 

@@ -1,25 +1,20 @@
 """Load a Stable Diffusion checkpoint with stock diffusers."""
 
 import hashlib
-import inspect
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-SUPPORTED_FAMILIES = ("StableDiffusionPipeline",)
-WEIGHT_FOLDERS = ("text_encoder", "unet", "vae")
-MAX_REMEMBERED_PROMPTS = 256
+from mflight.diffusion.checkpoint import Checkpoint, build_scheduler, find_checkpoint
+from mflight.diffusion.compilation import compile_blocks
+from mflight.diffusion.conditioning import TextConditioner
 
 
 @dataclass
@@ -28,22 +23,19 @@ class LatentDiffusion:
 
     Attributes:
         checkpoint: folder or hub id, as it was asked for.
-        folder: where its files lie.
-        tokenizer: fast CLIP tokenizer.
-        text_encoder: CLIP text tower.
+        files: where its files lie, and of which family it is.
+        text: text towers; tell the UNet what to draw.
         unet: predicts noise (or v) of latents ``[B, C, h, w]``.
         vae: its decoder turns latents into images.
         scheduler: never stepped itself; each denoising run works on a copy.
     """
 
     checkpoint: str
-    folder: Path
-    tokenizer: CLIPTokenizerFast
-    text_encoder: CLIPTextModel
+    files: Checkpoint
+    text: TextConditioner
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: SchedulerMixin
-    _embeds_of_ids: OrderedDict[tuple[int, ...], Tensor] = field(default_factory=OrderedDict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -65,42 +57,17 @@ class LatentDiffusion:
         """Pixels per latent cell: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        """Length of the text encoder's input: 77 for CLIP."""
-        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-
     @cached_property
     def weights_sha256(self) -> str:
         """Hash of the names and bytes of the weights files; seconds of reading, once, for a large model."""
         digest = hashlib.sha256()
-        for name in WEIGHT_FOLDERS:
-            part = self.folder / name
+        for name in self.files.family.weight_folders:
+            part = self.files.folder / name
             for path in sorted(part.glob("*.safetensors")) or sorted(part.glob("*.bin")):
                 digest.update(f"{name}/{path.name}".encode())
                 with path.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
-
-    @torch.inference_mode()
-    def encode_text(self, input_ids: tuple[int, ...]) -> Tensor:
-        """Last hidden state of the text encoder, ``[T, D]``, without an attention mask.
-
-        Each text is encoded by itself, so that it never depends on what else is drawn, and remembered.
-
-        Args:
-            input_ids: ``T`` token ids, padded.
-
-        Returns:
-            The prompt embedding, in the model's precision and on its device.
-        """
-        if input_ids not in self._embeds_of_ids:
-            batch = torch.tensor([input_ids], device=self.device)
-            self._embeds_of_ids[input_ids] = self.text_encoder(batch)[0][0]
-            if len(self._embeds_of_ids) > MAX_REMEMBERED_PROMPTS:
-                self._embeds_of_ids.popitem(last=False)
-        self._embeds_of_ids.move_to_end(input_ids)
-        return self._embeds_of_ids[input_ids]
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -110,14 +77,25 @@ class LatentDiffusion:
             latents: ``float32[B, C, h, w]``.
 
         Returns:
-            ``uint8[B, H, W, 3]`` on the CPU; values are truncated, not rounded, as published.
+            ``uint8[B, H, W, 3]`` on the CPU; values are truncated, or rounded for SDXL, as published.
         """
-        latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
         images = []
-        for canvas in latents.to(self.vae.dtype).split(1):
-            pixels = self.vae.decode(canvas).sample.float() / 2 + 0.5
-            images.append((pixels.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu())
+        for canvas in self._unscaled(latents).to(self.vae.dtype).split(1):
+            pixels = (self.vae.decode(canvas).sample.float() / 2 + 0.5).clamp(0, 1) * 255
+            pixels = pixels.round() if self.files.family.rounds_pixels else pixels
+            images.append(pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu())
         return torch.cat(images)
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE has them: the UNet sees them normalised."""
+        config = self.vae.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (
+                torch.tensor(values, device=latents.device)[:, None, None]  # [C, 1, 1]
+                for values in (config.latents_mean, config.latents_std)
+            )
+            return latents * std / config.scaling_factor + mean
+        return latents / config.scaling_factor + (config.shift_factor or 0.0)
 
 
 def load_pipeline(
@@ -126,20 +104,30 @@ def load_pipeline(
     device: torch.device | str = "cpu",
     scheduler: str | None = None,
     scheduler_settings: Mapping[str, Any] | None = None,
+    channels_last: bool = False,
+    compile_backend: str | None = None,
+    vae_tiling: bool = False,
 ) -> LatentDiffusion:
-    """Load a checkpoint of the Stable Diffusion 1.x or 2.x family.
+    """Load a checkpoint of the Stable Diffusion 1.x, 2.x or XL family.
 
     A folder that does not exist, or is not in diffusers' format, is a ``FileNotFoundError``. A checkpoint
-    that the hub does not have or that is of another family, and a scheduler or a setting of it that does not
-    exist, are a ``ValueError``.
+    that the hub does not have or that is of another family, and a scheduler, a setting of it or a compiler
+    that does not exist, are a ``ValueError``.
 
     Args:
         checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.
-        dtype: precision of the weights, or its name (``"bfloat16"``).
+        dtype: precision of the weights, or its name (``"bfloat16"``). SDXL's VAE stays in float32 where this
+            is float16 and the checkpoint says ``force_upcast``: it would overflow.
         device: where the model runs.
         scheduler: class name of a diffusers scheduler, built from the configuration of the checkpoint's own;
             ``None`` keeps that one.
         scheduler_settings: settings of the scheduler that differ from the checkpoint's.
+        channels_last: keep convolution weights, and so what flows between them, in NHWC order, as tensor
+            cores want it.
+        compile_backend: what compiles the UNet's blocks (``"inductor"``); ``None`` compiles nothing. See
+            ``mflight.diffusion.compilation``.
+        vae_tiling: decode a canvas larger than the VAE was trained on in overlapping tiles: bounded memory,
+            slightly different pixels.
 
     Returns:
         The model, in evaluation mode and without gradients.
@@ -150,24 +138,29 @@ def load_pipeline(
     weights_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(weights_dtype, torch.dtype) or not weights_dtype.is_floating_point:
         raise ValueError(f"dtype must name a floating-point type of torch, got {dtype!r}")
-    folder = _find_folder(checkpoint)
-    index = _read_index(folder)
-    settings = {"torch_dtype": weights_dtype, "low_cpu_mem_usage": False}  # the latter would need accelerate
+    files = find_checkpoint(checkpoint)
+    built_scheduler = build_scheduler(files, scheduler, scheduler_settings)
     with _no_loading_bars():
-        models = {
-            "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=weights_dtype),
-            "unet": UNet2DConditionModel.from_pretrained(folder / "unet", **settings),
-            "vae": AutoencoderKL.from_pretrained(folder / "vae", **settings),
-        }
-    for model in models.values():
-        model.to(device).eval().requires_grad_(False)
+        text = files.family.conditioner.from_folder(files.folder, files.index, weights_dtype, device)
+        unet = _load_part(UNet2DConditionModel, files, "unet", weights_dtype)
+        vae = _load_part(AutoencoderKL, files, "vae", weights_dtype)
+    if files.family.obeys_force_upcast and vae.config.force_upcast and weights_dtype == torch.float16:
+        vae = _load_part(AutoencoderKL, files, "vae", torch.float32)
+    for model in (unet, vae):
+        model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    if vae_tiling:
+        vae.enable_tiling()
+    if compile_backend is not None:
+        compile_blocks(unet, compile_backend)
     return LatentDiffusion(
-        checkpoint=checkpoint,
-        folder=folder,
-        tokenizer=CLIPTokenizerFast.from_pretrained(folder / "tokenizer"),
-        scheduler=_build_scheduler(folder, index["scheduler"][1], scheduler, dict(scheduler_settings or {})),
-        **models,
+        checkpoint=checkpoint, files=files, text=text, unet=unet, vae=vae, scheduler=built_scheduler
     )
+
+
+def _load_part(model_class: type, files: Checkpoint, name: str, dtype: torch.dtype) -> Any:
+    """The UNet or the VAE, in evaluation mode and without gradients."""
+    settings = {"torch_dtype": dtype, "low_cpu_mem_usage": False}  # the latter would need accelerate
+    return model_class.from_pretrained(files.folder / name, **settings).eval().requires_grad_(False)
 
 
 @contextmanager
@@ -180,52 +173,3 @@ def _no_loading_bars() -> Iterator[None]:
     finally:
         if were_shown:
             transformers_logging.enable_progress_bar()
-
-
-def _find_folder(checkpoint: str) -> Path:
-    """The checkpoint's folder, fetched from the hub (or its cache) when it is a hub id."""
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return folder
-    looks_like_hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))
-    if not looks_like_hub_id:
-        raise FileNotFoundError(
-            f"checkpoint must be a folder or a hub id (owner/name), no folder {checkpoint!r}"
-        )
-    try:
-        unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-        return Path(DiffusionPipeline.download(checkpoint, **unused))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {checkpoint!r} is no folder, nor had from the hub: {error}") from error
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    """``model_index.json``, after a check of the family and of the parts."""
-    for name in ("model_index.json", *(f"{part}/config.json" for part in WEIGHT_FOLDERS), "tokenizer"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"a checkpoint in diffusers' format must hold {name}, {str(folder)!r} does not"
-            )
-    index = DiffusionPipeline.load_config(folder)
-    family = index.get("_class_name")
-    if family not in SUPPORTED_FAMILIES:
-        raise ValueError(
-            f"the checkpoint must be of a family in {SUPPORTED_FAMILIES} (Stable Diffusion 1.x and 2.x), "
-            f"got {family!r} in {str(folder)!r}"
-        )
-    return index
-
-
-def _build_scheduler(
-    folder: Path, own_name: str, name: str | None, settings: dict[str, Any]
-) -> SchedulerMixin:
-    """The named scheduler, or the checkpoint's own, configured as that is but for ``settings``."""
-    scheduler_class = getattr(diffusers, name or own_name, None)
-    if not (inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)):
-        raise ValueError(f"scheduler must name a scheduler class of diffusers, got {name or own_name!r}")
-    known = [key for key in inspect.signature(scheduler_class.__init__).parameters if key != "self"]
-    for key in settings:
-        if key not in known:
-            raise ValueError(f"{scheduler_class.__name__} has no setting {key!r}, it has {known}")
-    own_config = getattr(diffusers, own_name).load_config(folder, subfolder="scheduler")
-    return scheduler_class.from_config(own_config, **settings)

@@ -106,6 +106,16 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
     return sample
 
 
+def stored_image(span: bytes) -> tuple[bytes, str]:
+    """Return the image file of a sample's tar members as it is stored, and its suffix, such as ``.jpg``."""
+    with tarfile.open(fileobj=io.BytesIO(span)) as archive:
+        for member in archive:
+            suffix = os.path.splitext(member.name)[1]
+            if suffix != ".json":
+                return archive.extractfile(member).read(), suffix
+    raise PoolError(f"no image among the tar members of {len(span)} bytes")
+
+
 def _tar_member(name: str, data: bytes) -> bytes:
     header = tarfile.TarInfo(name)
     header.size = len(data)

@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, validate_call
 
 from mflight.data.categories import Categories, Category, Frequency
-from mflight.functional.layout import draw_layout
+from mflight.functional.layout import MosaicLayout, draw_grid_layout, draw_layout
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
 from mflight.synthesis.signals import Demand
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+GuidanceScale = Annotated[float, Field(ge=0.0)]
+Grid = tuple[PositiveInt, PositiveInt]
 
 
 class CategoryPlanner:
@@ -31,16 +33,25 @@ class CategoryPlanner:
         prompt_builder: writes the prompts.
         rule: how classes are chosen.
         main_frequency: the classes that ``published`` takes in turn.
-        num_regions: the choices of regions per canvas; one is drawn for each canvas.
+        num_regions: the published choices of regions per canvas; one of these and of ``grids`` is drawn for
+            each canvas.
+        grids: further choices, each ``(rows, columns)``.
         region_hw: ``(H, W)`` of the base region, in pixels.
         overlap_hw: ``(height, width)`` shared by neighbouring regions, in pixels.
         center_ratio_range: the mosaic's centre lies at ``U(low, high)`` times the base region's size.
         stride_px: pixels per latent cell.
         center_grid_px: the centre is rounded down to a multiple of this; None means ``stride_px``.
+        negative_prompts: texts that guidance leads away from; one is drawn for each region. None means "",
+            as published.
+        guidance_scale_range: a guidance scale is drawn uniformly from it for each region; equal bounds draw
+            nothing. None leaves the scale to the synthesizer.
+        requests_per_layout: so many consecutive requests share the drawn lines of their layout, so that their
+            regions are of equal shapes and fill the UNet's batches; 1 draws anew for each, as published.
         seed: of all draws.
 
     Raises:
-        ValueError: if no class has ``main_frequency`` under ``published``.
+        ValueError: if there is no choice of regions, if ``guidance_scale_range`` falls, or if no class has
+            ``main_frequency`` under ``published``.
 
     Source:
         Xie et al., "MosaicFusion", arXiv:2309.13042, and its published program (rule, order of the draws).
@@ -54,12 +65,16 @@ class CategoryPlanner:
         prompt_builder: PromptBuilder,
         rule: Literal["published", "inverse_frequency"] = "published",
         main_frequency: Frequency = "rare",
-        num_regions: Annotated[Sequence[Literal[1, 2, 4]], Field(min_length=1)] = (4,),
+        num_regions: Sequence[Literal[1, 2, 4]] = (4,),
+        grids: Sequence[Grid] = (),
         region_hw: tuple[PositiveInt, PositiveInt] = (384, 512),
         overlap_hw: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (48, 64),
         center_ratio_range: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.25),
         stride_px: PositiveInt = 8,
         center_grid_px: PositiveInt | None = None,
+        negative_prompts: Sequence[str] = (),
+        guidance_scale_range: tuple[GuidanceScale, GuidanceScale] | None = None,
+        requests_per_layout: PositiveInt = 1,
         seed: int = 0,
     ):
         self._categories, self._prompt_builder, self._rule, self._seed = (
@@ -68,7 +83,8 @@ class CategoryPlanner:
             rule,
             seed,
         )
-        self._num_regions = tuple(num_regions)
+        self._region_choices: tuple[int | Grid, ...] = (*num_regions, *grids)
+        self._negative_prompts, self._guidance_scale_range = tuple(negative_prompts), guidance_scale_range
         self._layout_settings = {
             "region_hw": region_hw,
             "overlap_hw": overlap_hw,
@@ -76,7 +92,14 @@ class CategoryPlanner:
             "stride_px": stride_px,
             "center_grid_px": center_grid_px,
         }
+        self._requests_per_layout = requests_per_layout
         self._main_categories = categories.with_frequency(main_frequency)
+        if not self._region_choices:
+            raise ValueError(
+                f"num_regions and grids must hold one choice at least, got {num_regions} and {grids}"
+            )
+        if guidance_scale_range is not None and guidance_scale_range[0] > guidance_scale_range[1]:
+            raise ValueError(f"guidance_scale_range must rise, got {guidance_scale_range}")
         if rule == "published" and not self._main_categories:
             raise ValueError(f"rule 'published' needs a {main_frequency} class, none of {len(categories)} is")
         self._weights = [1.0 / max(1, category.image_count) for category in categories]
@@ -96,9 +119,10 @@ class CategoryPlanner:
             The complete order, the same for the same arguments.
         """
         draws = random.Random(f"{self._seed}/request/{index}")
-        count = draws.choice(self._num_regions)
+        regions = draws.choice(self._region_choices)
+        count = regions if isinstance(regions, int) else regions[0] * regions[1]
         chosen = self._choose(index, count, draws)
-        layout = draw_layout(num_regions=count, draws=draws, **self._layout_settings)
+        layout = self._lay_out(regions, self._layout_draws(index, draws))
         return MosaicRequest(
             request_id=self.request_id(index),
             index=index,
@@ -107,8 +131,31 @@ class CategoryPlanner:
             prompts=self._prompt_builder.build(chosen, draws),
             layout=layout,
             noise_seed=draws.getrandbits(31),
+            negative_prompts=self._draw_negative_prompts(count, draws),
             demand_step=demand.step if demand else 0,
+            guidance_scales=self._draw_guidance_scales(count, draws),
         )
+
+    def _layout_draws(self, index: int, draws: random.Random) -> random.Random:
+        if self._requests_per_layout == 1:
+            return draws
+        return random.Random(f"{self._seed}/layout/{index // self._requests_per_layout}")
+
+    def _lay_out(self, regions: int | Grid, draws: random.Random) -> MosaicLayout:
+        if isinstance(regions, int):
+            return draw_layout(num_regions=regions, draws=draws, **self._layout_settings)
+        return draw_grid_layout(grid=regions, draws=draws, **self._layout_settings)
+
+    def _draw_negative_prompts(self, count: int, draws: random.Random) -> tuple[str, ...]:
+        if len(self._negative_prompts) < 2:
+            return self._negative_prompts * count
+        return tuple(draws.choice(self._negative_prompts) for _ in range(count))
+
+    def _draw_guidance_scales(self, count: int, draws: random.Random) -> tuple[float, ...]:
+        if self._guidance_scale_range is None:
+            return ()
+        low, high = self._guidance_scale_range
+        return tuple(low if low == high else draws.uniform(low, high) for _ in range(count))
 
     def _choose(self, index: int, count: int, draws: random.Random) -> list[Category]:
         if self._rule == "inverse_frequency":

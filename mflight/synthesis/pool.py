@@ -125,6 +125,7 @@ class PoolWriter:
                 num_regions=len(regions),
                 rejected=count_rejected(regions),
                 time_s=time.time(),
+                regions=tuple((region["category_id"], region.get("rejected")) for region in regions),
             )
         )
 

@@ -18,7 +18,8 @@ class PromptBuilder:
     """Writes the prompts of a canvas from templates.
 
     Every region has its own template and name; the background is one for the whole canvas, so that the
-    regions merge into one scene. A template with an unknown or repeated field, without ``{name}``, or with
+    regions merge into one scene. A class without a definition leaves out the field and the comma before it.
+    A template with an unknown or repeated field, without ``{name}``, or with
     ``{background}`` where there is none, is a ``ValueError``.
 
     Args:
@@ -70,14 +71,13 @@ class PromptBuilder:
         text = ""
         spans: dict[str, Span] = {}
         for literal, field, _, _ in Formatter().parse(template):
-            text += literal
-            if field is not None:
+            text += literal if text else literal.lstrip(" ,")
+            if field == "definition" and not category.definition:
+                text = text.rstrip(" ,")
+            elif field is not None:
                 spans[field] = (len(text), len(text) + len(values[field]))
                 text += values[field]
-        definition_span = spans.get("definition")
-        if not category.definition:
-            text, definition_span = text.rstrip(" ,"), None
-        return Prompt(text, spans["name"], definition_span)
+        return Prompt(text, spans["name"], spans.get("definition"))
 
     def _check_template(self, index: int, template: str) -> None:
         fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]

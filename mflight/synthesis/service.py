@@ -89,6 +89,7 @@ class SynthesisService:
         num_threads: CPU threads of each worker.
         nice: added to the workers' niceness.
         max_requests: requests of all workers together; None never ends.
+        num_samples: samples of all workers together, exactly; None never ends.
         high_water: unused samples in the pool at which the workers pause; None never pauses.
         low_water: unused samples at which they go on; None means half of ``high_water``.
         max_samples: bound of the pool in samples.
@@ -98,6 +99,7 @@ class SynthesisService:
         backoff_s: wait before the first restart, in seconds; doubled each time, at most a minute.
         stop_timeout_s: wait for a worker to end its batch at ``stop``, in seconds; then it is killed.
         capture_output: the workers write to ``worker-<name>.log`` in the pool folder, not to the terminal.
+        without_worker: what a message says of the time after a worker that is given up.
 
     Raises:
         ValueError: if ``low_water`` is not below ``high_water``.
@@ -115,6 +117,7 @@ class SynthesisService:
         num_threads: PositiveInt = 1,
         nice: Annotated[int, Field(ge=0, le=19)] = 0,
         max_requests: PositiveInt | None = None,
+        num_samples: PositiveInt | None = None,
         high_water: PositiveInt | None = None,
         low_water: Annotated[int, Field(ge=0)] | None = None,
         max_samples: PositiveInt | None = None,
@@ -124,12 +127,14 @@ class SynthesisService:
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
         stop_timeout_s: Annotated[float, Field(ge=0.0)] = 10.0,
         capture_output: bool = True,
+        without_worker: str = "training goes on with the pool as it is and with real images",
     ):
         if high_water is not None and low_water is not None and low_water >= high_water:
             raise ValueError(f"low_water must be below high_water {high_water}, got {low_water}")
         self._folder = Path(pool_dir)
         self._max_restarts, self._backoff_s, self._stop_timeout_s = max_restarts, backoff_s, stop_timeout_s
         self._messages: list[str] = []
+        self._without_worker = without_worker
         template = WorkerSpec(
             pool_dir=str(self._folder),
             writer_name="",
@@ -140,6 +145,7 @@ class SynthesisService:
             num_threads=num_threads,
             nice=nice,
             max_requests=max_requests,
+            num_samples=num_samples,
             high_water=high_water,
             low_water=low_water,
             max_samples=max_samples,
@@ -229,7 +235,7 @@ class SynthesisService:
             worker.is_given_up = True
             self._tell(
                 f"generator {worker.spec.writer_name} stops because the disk is full{said}; "
-                "training goes on with the pool as it is and with real images"
+                f"{self._without_worker}"
             )
         elif exit_code < 0:
             self._note_death(worker, f"was killed by {signal.Signals(-exit_code).name}{said}")
@@ -244,7 +250,7 @@ class SynthesisService:
             worker.is_given_up = True
             self._tell(
                 f"generator {name} {what}; it is given up after {worker.num_deaths} deaths, "
-                "training goes on with the pool as it is and with real images"
+                f"{self._without_worker}"
             )
             return
         wait_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (worker.num_deaths - 1))

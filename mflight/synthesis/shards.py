@@ -49,13 +49,18 @@ class SampleLine(msgspec.Struct, frozen=True, tag_field="kind", tag="sample"):
 
 
 class DroppedLine(msgspec.Struct, frozen=True, tag_field="kind", tag="dropped"):
-    """One request whose canvas was dropped: no bytes, but it must not be drawn again."""
+    """One request whose canvas was dropped: no bytes, but it must not be drawn again.
+
+    ``regions`` holds ``(category_id, rule that rejected it or None)`` of each region; pools written before it
+    was kept have none.
+    """
 
     sample_id: str
     index: int
     num_regions: int
     rejected: dict[str, int]
     time_s: float
+    regions: tuple[tuple[int, str | None], ...] = ()
 
 
 class SealLine(msgspec.Struct, frozen=True, tag_field="kind", tag="sealed"):

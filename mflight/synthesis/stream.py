@@ -41,6 +41,8 @@ class PoolStream(IterableDataset):
         world_size: number of training processes.
         poll_interval_s: shortest time between two looks into the folder, in seconds.
         seed: of the ``random`` order.
+        background_loss: whether the detector learns from the background of synthetic images. Only the classes
+            asked for are known in them, so their background may show others; False leaves it out of the loss.
         publish: tell the generators, in the pool folder, how many samples have been used; they pause by it.
 
     Raises:
@@ -59,13 +61,14 @@ class PoolStream(IterableDataset):
         world_size: Annotated[int, Field(ge=1)] = 1,
         poll_interval_s: Annotated[float, Field(ge=0.0)] = 0.5,
         seed: int = 0,
+        background_loss: bool = True,
         publish: bool = True,
     ):
         if rank >= world_size:
             raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
         self._reader = PoolReader(pool_dir)
         self._categories, self._max_reuse, self._order, self._seed = categories, max_reuse, order, seed
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._background_loss = rank, world_size, background_loss
         self._poll_interval_s, self._publishes = poll_interval_s, publish
         self._polled_at = -float("inf")
         self._published = -1
@@ -118,7 +121,7 @@ class PoolStream(IterableDataset):
             ``uint8[3, H, W]`` and its target. A ``PoolError`` tells of a sample that is torn, or that holds a
             class which the dataset does not have.
         """
-        return to_target(self._reader.read(ref), self._categories, ref.index)
+        return to_target(self._reader.read(ref), self._categories, ref.index, self._background_loss)
 
     def release(self, refs: Iterable[SampleRef]) -> None:
         """Take back uses that were handed out and never reached the training."""
@@ -185,35 +188,42 @@ class PoolStream(IterableDataset):
         heapq.heappush(self._queue, (uses, place, sample_id))
 
 
-def to_target(sample: PoolSample, categories: Categories, index: int) -> tuple[Tensor, Target]:
+def to_target(
+    sample: PoolSample, categories: Categories, index: int, background_loss: bool = True
+) -> tuple[Tensor, Target]:
     """Turn a sample of the pool into what the detector trains on.
 
     Args:
-        sample: image, annotations with ``category_id`` and RLE.
+        sample: image, annotations with ``category_id`` and RLE, regions.
         categories: give the labels.
         index: number of the sample's request; ``-1 - index`` becomes the ``image_id``, as of no real image.
+        background_loss: whether the background is learnt from; if not, the whole image is to be ignored
+            wherever it matches no instance.
 
     Returns:
         ``uint8[3, H, W]`` and the target; boxes and areas are those of the masks. The classes that the
-        request did not name are unknown, not absent, so ``negative_labels`` is empty.
+        request did not name are unknown, not absent, so ``negative_labels`` is empty. A rejected region of a
+        rescued canvas shows an object without a mask: its box is in ``ignore_boxes``, its class in
+        ``not_exhaustive_labels``.
 
     Raises:
-        PoolError: if an annotation's class is none of ``categories``, or if its mask is empty or of another
-            size.
+        PoolError: if the class of an annotation or of a rejected region is none of ``categories``, or if a
+            mask is empty or of another size.
     """
     size_hw = sample.image.shape[:2]
-    labels, masks = [], []
+    labels, masks = _labels(sample, sample.annotations, categories), []
     for annotation in sample.annotations:
-        try:
-            labels.append(categories.label_of(annotation["category_id"]))
-        except KeyError as error:
-            raise PoolError(f"sample {sample.sample_id}: {error.args[0]}") from error
         mask = rle_decode(annotation["segmentation"])
         if mask.shape != size_hw or not mask.any():
             got = f"{int(mask.sum())} px in {list(mask.shape)}"
             raise PoolError(f"sample {sample.sample_id}: a mask must be non-empty {list(size_hw)}, got {got}")
         masks.append(mask)
     stacked = np.stack(masks) if masks else np.zeros((0, *size_hw), bool)
+    rejected = [region for region in sample.regions if region.get("rejected")]
+    rejected_labels = torch.tensor(_labels(sample, rejected, categories), dtype=torch.int64)
+    ignore_boxes = [region["box"] for region in rejected]
+    if not background_loss:
+        ignore_boxes = [[0, 0, size_hw[1], size_hw[0]]]
     return torch.from_numpy(sample.image).permute(2, 0, 1).contiguous(), {
         "boxes": torch.tensor([mask_to_box(mask) for mask in masks], dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor(labels, dtype=torch.int64),
@@ -223,9 +233,18 @@ def to_target(sample: PoolSample, categories: Categories, index: int) -> tuple[T
         "iscrowd": torch.zeros(len(masks), dtype=torch.int64),
         "is_synthetic": True,
         "negative_labels": torch.zeros(0, dtype=torch.int64),
-        "not_exhaustive_labels": torch.zeros(0, dtype=torch.int64),
+        "not_exhaustive_labels": rejected_labels.unique(),
+        "ignore_boxes": torch.tensor(ignore_boxes, dtype=torch.float32).reshape(-1, 4),
         "sample_id": sample.sample_id,
     }
+
+
+def _labels(sample: PoolSample, entries: list[dict[str, Any]], categories: Categories) -> list[int]:
+    """Return the label of each entry with a ``category_id``."""
+    try:
+        return [categories.label_of(entry["category_id"]) for entry in entries]
+    except KeyError as error:
+        raise PoolError(f"sample {sample.sample_id}: {error.args[0]}") from error
 
 
 def _hash(text: str) -> int:

@@ -102,7 +102,7 @@ class MosaicSynthesizer:
         with stopwatch.stage("decode"):
             images = [self.decode(canvas) for canvas in denoised]
         with stopwatch.stage("label"):
-            verdicts = [self._judge(*parts) for parts in zip(requests, images, denoised, strict=True)]
+            verdicts = self._judge(requests, images, denoised)
         return [
             MosaicResult(
                 request=request,
@@ -164,9 +164,20 @@ class MosaicSynthesizer:
     def _guidance_scales(self, request: MosaicRequest) -> tuple[float, ...]:
         return request.guidance_scales or (self.guidance_scale,) * len(request.prompts)
 
-    def _judge(self, request: MosaicRequest, image: np.ndarray, canvas: DenoisedCanvas) -> FilteredCanvas:
-        labeled = self.labeler.label(image, request.layout, canvas.attention_maps)
-        return self.region_filter.apply([region.mask for region in labeled], request.layout)
+    def _judge(
+        self,
+        requests: Sequence[MosaicRequest],
+        images: Sequence[np.ndarray],
+        canvases: Sequence[DenoisedCanvas],
+    ) -> list[FilteredCanvas]:
+        layouts = [request.layout for request in requests]
+        attention_maps = [canvas.attention_maps for canvas in canvases]
+        return [
+            self.region_filter.apply([region.mask for region in regions], layout)
+            for regions, layout in zip(
+                self.labeler.label_batch(images, layouts, attention_maps), layouts, strict=True
+            )
+        ]
 
 
 class _Stopwatch:

@@ -46,7 +46,12 @@ class Throttle:
     @property
     def answered_ids(self) -> set[str]:
         """Ids of the requests that anybody has answered in this pool, by a sample or by a dropped canvas."""
-        return self.sample_ids | self._reader.dropped_ids
+        return self.sample_ids | self.dropped_ids
+
+    @property
+    def dropped_ids(self) -> set[str]:
+        """Ids of the requests whose canvases were dropped."""
+        return self._reader.dropped_ids
 
     def pause(self) -> Pause | None:
         """Return why not to draw now, or None."""

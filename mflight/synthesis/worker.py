@@ -6,7 +6,6 @@ Nothing here imports torch before the process has set its threads; the classes n
 import contextlib
 import ctypes
 import errno
-import itertools
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mflight.synthesis.agenda import Agenda
 from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.signals import Demand, WorkerStatus
 from mflight.synthesis.throttle import Throttle
@@ -46,6 +46,7 @@ class WorkerSpec:
         device: where it draws, such as ``cuda:1`` or ``cpu``.
         nice: added to the process's niceness.
         max_requests: requests are answered up to this index, then the worker is done; None never ends.
+        num_samples: requests are answered until this many of them have given samples; None never ends.
         high_water: unused samples at which all workers pause; None never pauses.
         low_water: unused samples at which they go on; None means half of ``high_water``.
         max_samples: bound of the pool in samples.
@@ -66,6 +67,7 @@ class WorkerSpec:
     device: str = "cpu"
     nice: int = 0
     max_requests: int | None = None
+    num_samples: int | None = None
     high_water: int | None = None
     low_water: int | None = None
     max_samples: int | None = None
@@ -133,8 +135,18 @@ class _Worker:
 
     def run(self) -> None:
         """Answer requests until they end, or until told to stop."""
-        indices = self._open_indices()
-        while (batch := self._next_batch(indices)) and self._may_go_on():
+        agenda = Agenda(
+            self._throttle,
+            self._planner.request_id,
+            worker_index=self._spec.worker_index,
+            num_workers=self._spec.num_workers,
+            max_requests=self._spec.max_requests,
+            num_samples=self._spec.num_samples,
+        )
+        while not agenda.is_done() and self._may_go_on():
+            if not (batch := agenda.take(self._batch_size)):
+                time.sleep(_POLL_S)
+                continue
             started = time.monotonic()
             demand = Demand.read(self._folder)
             requests = [self._planner.request(index, demand) for index in batch]
@@ -143,18 +155,6 @@ class _Worker:
             self._status.busy_s += time.monotonic() - started
             self._publish("drawing")
         self._publish("stopped" if self._is_told_to_stop or self._is_orphan() else "done")
-
-    def _open_indices(self) -> Iterator[int]:
-        """Yield this worker's request indices that nobody has answered yet."""
-        answered = self._throttle.answered_ids
-        for index in itertools.count(self._spec.worker_index, self._spec.num_workers):
-            if self._spec.max_requests is not None and index >= self._spec.max_requests:
-                return
-            if self._planner.request_id(index) not in answered:
-                yield index
-
-    def _next_batch(self, indices: Iterator[int]) -> list[int]:
-        return list(itertools.islice(indices, self._batch_size))
 
     def _may_go_on(self) -> bool:
         """Wait while the pool has enough; return False when it is time to stop."""

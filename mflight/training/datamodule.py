@@ -10,8 +10,10 @@ import torch
 from pydantic import ConfigDict, Field, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from mflight.data.categories import Categories
+from mflight.data.downscale import RandomDownscale
 from mflight.data.files import DATASET_KEYS, require_dataset
 from mflight.data.lvis import LVISDataset
 from mflight.data.mixing import MixedBatches
@@ -47,6 +49,7 @@ class MixedDataModule(L.LightningDataModule):
         warmup_steps: steps over which that share rises from 0.
         stream: opens the pool, given ``categories``, ``rank`` and ``world_size``; ``None``: real images only.
         service: builds what runs the generators; ``None`` draws nothing.
+        downscale: makes synthetic images smaller, after ``train_transform``; ``None`` leaves them.
         wait: wait for a sample where none is ready.
         service_poll_s: time between two looks at the generators, in seconds.
         seed: of sampling and augmentation.
@@ -75,6 +78,7 @@ class MixedDataModule(L.LightningDataModule):
         warmup_steps: Annotated[int, Field(ge=0)] = 0,
         stream: Callable[..., PoolStream] | None = None,
         service: Callable[[], SynthesisService] | None = None,
+        downscale: RandomDownscale | None = None,
         wait: bool = False,
         service_poll_s: Annotated[float, Field(gt=0.0)] = 1.0,
         seed: int = 0,
@@ -92,7 +96,7 @@ class MixedDataModule(L.LightningDataModule):
         self._num_workers, self._repeat_threshold = num_workers, repeat_threshold
         self._synthetic_ratio, self._warmup_steps, self._wait = synthetic_ratio, warmup_steps, wait
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
-        self._seed = seed
+        self._downscale, self._seed = downscale, seed
         self.stream: PoolStream | None = None
         self._batches: MixedBatches | None = None
         self._val: LVISDataset | None = None
@@ -208,13 +212,18 @@ class MixedDataModule(L.LightningDataModule):
             synthetic_ratio=self._synthetic_ratio,
             epoch_steps=self._steps_an_epoch(),
             warmup_steps=self._warmup_steps,
-            transforms=self._train_transform,
+            transforms=self._synthetic_transform(),
             wait=self._wait,
             while_waiting=self._look_after_generators,
             num_workers=self._num_workers,
             rank=rank,
             seed=self._seed,
         )
+
+    def _synthetic_transform(self) -> Callable:
+        if self._downscale is None:
+            return self._train_transform
+        return v2.Compose([self._train_transform, self._downscale])
 
     def _steps_an_epoch(self) -> int:
         """Shorten the epoch of a run that has fewer steps, so that it ends with a validation."""

@@ -65,7 +65,11 @@ def test_every_group_file_composes_and_its_targets_resolve(file):
 
 @pytest.mark.parametrize("name", ROOT_FILES)
 def test_every_root_file_composes(name):
-    given = {"train": RUNTIME, "evaluate": ["annotations=a.json", "predictions=b.json"]}
+    given = {
+        "train": RUNTIME,
+        "evaluate": ["annotations=a.json", "predictions=b.json"],
+        "generate": ["paths.pool_dir=pools/test"],
+    }
     cfg = compose_with(given[name], name)
     assert len(cfg) > 0
     check_targets(cfg)

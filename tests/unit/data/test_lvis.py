@@ -97,6 +97,7 @@ def test_image_and_target_come_back_as_they_were_written(files, is_cached):
     assert target["area"].tolist() == [15, 18, 5]
     assert target["image_id"] == 5 and target["is_synthetic"] is False and target["sample_id"] == ""
     assert target["negative_labels"].tolist() == [1] and target["not_exhaustive_labels"].tolist() == [2]
+    assert target["ignore_boxes"].shape == (0, 4)
     expected = [(2, 1, 7, 4), (4, 6, 10, 9), (14, 10, 16, 12)]
     np.testing.assert_array_equal(target["masks"].numpy(), [rectangle_mask(*box) for box in expected])
 

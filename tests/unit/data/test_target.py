@@ -15,6 +15,7 @@ def make_target(**changes):
         "is_synthetic": False,
         "negative_labels": torch.tensor([1]),
         "not_exhaustive_labels": torch.zeros(0, dtype=torch.int64),
+        "ignore_boxes": torch.zeros((0, 4)),
         "sample_id": "",
     }
     return {**target, **changes}
@@ -43,6 +44,8 @@ def test_an_image_without_instances_is_a_target():
             r"\[2.0, 0.0, 2.0, 3.0\] in the target of image 17",
         ),
         ({"boxes": torch.tensor([[1.0, 0.0, 4.5, 3.0]])}, r"x2 <= 4 .*got \[1.0, 0.0, 4.5, 3.0\]"),
+        ({"ignore_boxes": torch.tensor([[0.0, 2.0, 4.0, 3.5]])}, r"ignore_boxes .*y2 <= 3, got .*3.5\]"),
+        ({"ignore_boxes": torch.zeros(4)}, r"ignore_boxes must be .* shape \(4, 4\), got .*\(4,\)"),
         ({"labels": torch.tensor([0])}, r"labels must lie in 1..2, got \[0\]"),
         ({"negative_labels": torch.tensor([3])}, r"negative_labels must lie in 1..2, got \[3\]"),
         ({"labels": torch.tensor([2], dtype=torch.int32)}, "labels must be torch.int64 .*got torch.int32"),

@@ -9,7 +9,7 @@ from mflight.data.transforms import EvalTransform, TrainTransform
 HEIGHT, WIDTH = 20, 30
 
 
-def make_sample(boxes, dense=False):
+def make_sample(boxes, dense=False, ignore_boxes=()):
     """Return an image in which the area of every box (x1, y1, x2, y2) is 200 on 10, and its target."""
     image = torch.full((3, HEIGHT, WIDTH), 10, dtype=torch.uint8)
     masks = torch.zeros((len(boxes), HEIGHT, WIDTH), dtype=torch.uint8)
@@ -27,6 +27,7 @@ def make_sample(boxes, dense=False):
         "is_synthetic": dense,
         "negative_labels": torch.tensor([9]),
         "not_exhaustive_labels": torch.zeros(0, dtype=torch.int64),
+        "ignore_boxes": torch.tensor(ignore_boxes, dtype=torch.float32).reshape(-1, 4),
         "sample_id": "",
     }
     if dense:
@@ -78,6 +79,25 @@ def test_a_crop_drops_what_it_leaves_out_from_every_key(dense):
         assert target["negative_labels"].tolist() == [9]
         seen.update(target["labels"].tolist())
     assert seen == {1, 2}
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_parts_to_ignore_are_scaled_mirrored_and_cut_with_their_image(dense):
+    sample = make_sample([(2, 3, 9, 8)], dense, ignore_boxes=[(10, 0, 30, 20), (1, 2, 3, 4)])
+    doubled = TrainTransform(short_sides_px=(40,), flip_probability=1.0)(*sample)[1]
+    check_target(doubled, (40, 60), num_classes=9)
+    assert doubled["ignore_boxes"].tolist() == [[0, 0, 40, 40], [54, 4, 58, 8]]
+    assert len(doubled["labels"]) == 1
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        image, cut = TrainTransform(crop_hw=(HEIGHT, 12), flip_probability=0.0)(*sample)
+        check_target(cut, (HEIGHT, 12), num_classes=9)
+        left = int(image[0, 3].argmax()) if len(cut["labels"]) else None
+        seen.add(len(cut["ignore_boxes"]))
+        if left == 2:  # nothing is cut off on the left: columns 0 to 11
+            assert cut["ignore_boxes"].tolist() == [[10, 0, 12, 20], [1, 2, 3, 4]]
+    assert seen == {1, 2}  # the small part falls out of most crops
 
 
 def test_a_cut_instance_gets_the_box_of_what_is_left():

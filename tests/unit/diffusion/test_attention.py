@@ -125,6 +125,22 @@ def test_blocks_without_cross_attention_are_refused():
         AttentionRecorder(unet, ("side",))
 
 
+def test_levels_without_cross_attention_are_refused(unet):
+    with pytest.raises(ValueError, match=r"hold one of \[0, 1\].*got \(2, 3\)"):
+        AttentionRecorder(unet, levels=(2, 3))
+    AttentionRecorder(unet, ("mid",), levels=(2,))  # the mid block works at the coarsest
+    with pytest.raises(ValueError, match=r"hold one of \[2\].*'mid'.*got \(0, 1\)"):
+        AttentionRecorder(unet, ("mid",), levels=(0, 1))
+
+
+@pytest.mark.parametrize("latent_hw", [(8, 8), (9, 13)])
+@pytest.mark.parametrize("block", ["down", "mid", "up"])
+def test_each_block_reports_at_the_levels_that_it_has(unet, block, latent_hw):
+    levels = {"down": (0, 1), "mid": (2,), "up": (0, 1)}[block]
+    maps, _ = record(unet, latent_hw, token_weights((2,)), levels=range(4), blocks=(block,))
+    assert [tuple(m.shape) for m in maps[0]] == [halved_size(latent_hw, level) for level in levels]
+
+
 @pytest.mark.parametrize(("size_hw", "level", "expected"), [((30, 41), 1, (15, 21)), ((30, 41), 2, (8, 11))])
 def test_halving_rounds_up(size_hw, level, expected):
     assert halved_size(size_hw, level) == expected
@@ -137,3 +153,5 @@ def test_settings_count_evaluations_and_refuse_nonsense():
         AttentionSettings(blocks=("sideways",))
     with pytest.raises(ValueError, match="-1"):
         AttentionSettings(levels=(-1,))
+    with pytest.raises(ValueError, match="above first_evaluation 3, got 3"):
+        AttentionSettings(first_evaluation=3, stop_evaluation=3)

@@ -98,6 +98,33 @@ def test_only_counted_evaluations_are_kept(tiny_pipeline):
     assert not torch.allclose(parts[0], parts[2])
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("name", ["sea", "fish"]),
+        ("head_noun", ["sea"]),
+        ("last", ["fish"]),
+        ("published", ["fish"]),
+    ],
+)
+def test_tokens_blocks_and_levels_are_settings(tiny_pipeline, rule, expected):
+    text = "a single sea (fish)"
+    one = canvas(1, num_regions=1, prompts=(Prompt(text, (9, 19)),))
+    attention = AttentionSettings(token_rule=rule, blocks=("up",), levels=(1,))
+    (denoised,) = denoise_mosaic(tiny_pipeline, [one], num_inference_steps=1, attention=attention)
+    places = denoised.attended_tokens[0]
+    (tokenizer,) = tiny_pipeline.text.tokenizers
+    words = [tokenizer.decode([token]) for token in tokenizer(text)["input_ids"]]
+    assert [words[place].strip() for place in places] == expected
+    assert [tuple(m.shape) for m in denoised.attention_maps[0]] == [(4, 4)]
+
+
+def test_first_evaluation_beyond_the_last_is_refused(tiny_pipeline):
+    attention = AttentionSettings(first_evaluation=3)
+    with pytest.raises(ValueError, match="below the scheduler's 3 evaluations, got 3"):
+        denoise_mosaic(tiny_pipeline, [canvas(1)], num_inference_steps=3, attention=attention)
+
+
 def test_guidance_and_negative_prompt_belong_to_their_region(tiny_pipeline):
     def draw(**settings):
         return denoise_mosaic(tiny_pipeline, [canvas(1, **settings)], num_inference_steps=1)[0].latents

@@ -6,29 +6,23 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from mflight.diffusion.pipeline import load_pipeline
-from mflight.diffusion.tokens import tokenize_plain
-
-
-def copy_with_index(checkpoint, folder, **changes):
-    shutil.copytree(checkpoint, folder)
-    index = json.loads((folder / "model_index.json").read_text()) | changes
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+from tests.unit.diffusion.checkpoint_index import copy_with_index
 
 
 def test_sizes_come_from_the_checkpoint(tiny_pipeline):
     assert tiny_pipeline.latent_stride_px == 4
     assert tiny_pipeline.latent_channels == 3
-    assert tiny_pipeline.max_prompt_tokens == 32
+    assert tiny_pipeline.text.max_prompt_tokens == 32
     assert tiny_pipeline.dtype == torch.float32
 
 
 def test_text_is_encoded_as_stock_diffusers_does(tiny_checkpoint, tiny_pipeline):
     stock = StableDiffusionPipeline.from_pretrained(tiny_checkpoint, safety_checker=None)
     expected, _ = stock.encode_prompt("a photo of a cup", "cpu", 1, do_classifier_free_guidance=False)
-    ids = tokenize_plain(tiny_pipeline.tokenizer, "a photo of a cup", max_length=32)
-    torch.testing.assert_close(tiny_pipeline.encode_text(ids), expected[0])
-    assert tiny_pipeline.encode_text(ids) is tiny_pipeline.encode_text(ids)
+    condition = tiny_pipeline.text.encode_negative("a photo of a cup")
+    torch.testing.assert_close(condition.prompt_embeds, expected[0])
+    assert condition.pooled_prompt_embeds is None
+    assert tiny_pipeline.text.encode_negative("a photo of a cup") is condition
 
 
 def test_image_is_truncated_not_rounded(tiny_pipeline):
@@ -79,10 +73,48 @@ def test_folder_of_another_format_is_refused(tiny_checkpoint, tmp_path, missing)
         load_pipeline(str(folder))
 
 
-@pytest.mark.parametrize("family", ["StableDiffusionXLPipeline", "FluxPipeline"])
-def test_other_families_are_refused(tiny_checkpoint, tmp_path, family):
-    with pytest.raises(ValueError, match=f"got '{family}'"):
-        load_pipeline(str(copy_with_index(tiny_checkpoint, tmp_path / "other", _class_name=family)))
+@pytest.mark.parametrize("family", ["FluxPipeline", "StableDiffusion3Pipeline", None])
+def test_other_families_are_refused_by_name_and_place(tmp_path, family):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": family}))
+    with pytest.raises(ValueError, match=f"got {family!r} in {str(tmp_path)!r}"):
+        load_pipeline(str(tmp_path))
+
+
+def test_other_family_of_the_hub_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
+    """The hub's cache holds the index of a model and nothing else; any download would fail."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = tmp_path / "models--owner--flux"
+    snapshot = model / "snapshots" / ("0" * 40)
+    for folder in (snapshot, model / "refs"):
+        folder.mkdir(parents=True)
+    (model / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match="got 'FluxPipeline' in 'owner/flux'"):
+        load_pipeline("owner/flux")
+    with pytest.raises(ValueError, match="'owner/nothing' is no folder, nor had from the hub"):
+        load_pipeline("owner/nothing")
+
+
+@pytest.mark.parametrize("setting", ["channels_last", "vae_tiling"])
+def test_speed_and_memory_settings_keep_the_image(tiny_checkpoint, tiny_pipeline, setting):
+    pipeline = load_pipeline(str(tiny_checkpoint), **{setting: True})
+    latents = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = tiny_pipeline.decode_latents(latents).float()
+    assert (pipeline.decode_latents(latents) - expected).abs().max() <= 1
+    assert pipeline.vae.use_tiling == (setting == "vae_tiling")
+    is_channels_last = pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert is_channels_last == (setting == "channels_last")
+
+
+def test_tiles_are_decoded_where_the_canvas_is_larger_than_the_vae_was_trained_on(
+    tiny_checkpoint, tiny_pipeline
+):
+    latents = torch.randn(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))  # the VAE's own: 8 x 8
+    tiled = load_pipeline(str(tiny_checkpoint), vae_tiling=True).decode_latents(latents)
+    whole = tiny_pipeline.decode_latents(latents)
+    assert tiled.shape == whole.shape == (1, 80, 96, 3)
+    assert not torch.equal(tiled, whole)
 
 
 def test_scheduler_and_setting_that_do_not_exist_are_refused(tiny_checkpoint):

@@ -5,6 +5,7 @@ rely on 4, 8 and 77.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ WORDS = (
 
 def save_tiny_checkpoint(folder: Path) -> Path:
     """Write the checkpoint to ``folder``; the same bytes every time."""
-    tokenizer = _tokenizer(folder / "tokenizer")
+    tokenizer = word_tokenizer(folder / "tokenizer", model_max_length=MAX_TOKENS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         StableDiffusionPipeline(
@@ -85,21 +86,34 @@ def _text_encoder(vocab_size: int, bos_token_id: int, eos_token_id: int) -> CLIP
     )
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizerFast:
-    """Byte-level BPE whose merges make one token of each of ``WORDS``; other words fall into characters."""
+def word_tokenizer(
+    folder: Path, *, model_max_length: int, pad_token: str = "<|endoftext|>", words: Sequence[str] = WORDS
+) -> CLIPTokenizerFast:
+    """Byte-level BPE whose merges make one token of each of ``words``; other words fall into characters."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = characters + [f"{character}</w>" for character in characters]
     merges = []
-    for word in WORDS:
+    for word in words:
         left, *rest = [*word[:-1], f"{word[-1]}</w>"]
         for right in rest:
             if (left, right) not in merges:
                 merges.append((left, right))
                 pieces.append(left + right)
             left += right
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return save_clip_tokenizer(folder, pieces, merges, model_max_length, pad_token)
+
+
+def save_clip_tokenizer(
+    folder: Path,
+    pieces: Sequence[str],
+    merges: Sequence[tuple[str, str]],
+    model_max_length: int,
+    pad_token: str = "<|endoftext|>",
+) -> CLIPTokenizerFast:
+    """Write the two files of a CLIP tokenizer, and load it."""
+    vocabulary = [*pieces, "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
+    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(vocabulary)}))
     merge_lines = [" ".join(pair) for pair in merges]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merge_lines]) + "\n")
-    return CLIPTokenizerFast.from_pretrained(folder, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")
+    return CLIPTokenizerFast.from_pretrained(folder, model_max_length=model_max_length, pad_token=pad_token)

@@ -56,9 +56,7 @@ def test_the_losses_are_finite_and_their_sum_is_weighted(tokenizer):
     batch = draw_batch(2, tokenizer, (0, 3), 0.0)
     losses = model(batch, torch.Generator().manual_seed(0))
     assert all(torch.isfinite(loss) for loss in losses.values())
-    by_hand = (
-        losses["velocity"] + 0.1 * losses["token"] + 0.05 * losses["pixel"] + 0.3 * losses["outline"]
-    )
+    by_hand = losses["velocity"] + 0.1 * losses["token"] + 0.05 * losses["pixel"] + 0.3 * losses["outline"]
     assert losses["total"].item() == pytest.approx(by_hand.item())
     assert losses["velocity"].item() == pytest.approx(1.0, abs=0.5)  # of an untrained model
 

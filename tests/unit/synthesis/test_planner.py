@@ -1,8 +1,11 @@
 import json
+import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from mflight.functional.layout import draw_layout
 from mflight.synthesis.planner import CategoryPlanner
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
@@ -64,6 +67,59 @@ def test_every_choice_of_regions_comes_and_boxes_lie_on_the_stride():
         assert all(edge % 4 == 0 for box in request.layout.region_boxes for edge in box)
 
 
+def test_grids_are_choices_beside_the_published_ones():
+    requests = [planner(num_regions=[1], grids=[[2, 3], [1, 5]]).request(index) for index in range(60)]
+    canvases = {(len(one.category_ids), one.layout.canvas_hw) for one in requests}
+    assert canvases == {(1, (32, 32)), (6, (64, 96)), (5, (32, 160))}
+    for request in requests:
+        assert len(request.prompts) == len(request.names) == len(request.layout.region_boxes)
+        assert all(edge % 4 == 0 for box in request.layout.region_boxes for edge in box)
+    only = [planner(num_regions=[], grids=[[3, 2]]).request(index) for index in range(9)]
+    assert {one.layout.canvas_hw for one in only} == {(96, 64)}
+    assert len({one.layout for one in only}) == 9  # every line is jittered
+
+
+def test_published_settings_draw_in_the_published_order():
+    """Count, partners, shuffle, layout, noise seed: nothing that a new setting brings comes in between."""
+    published = planner(num_regions=(1, 2, 4), seed=3)
+    for index in range(30):
+        request, draws = published.request(index), random.Random(f"3/request/{index}")
+        count = draws.choice((1, 2, 4))
+        chosen = [None, *(draws.choice(categories()) for _ in range(count - 1))]
+        draws.shuffle(chosen)
+        for drawn, category_id in zip(chosen, request.category_ids, strict=True):
+            assert drawn is None or drawn.category_id == category_id  # None: the main class
+        layout = draw_layout(num_regions=count, draws=draws, center_ratio_range=(0.75, 1.25), **SIZES)
+        assert (request.layout, request.noise_seed) == (layout, draws.getrandbits(31))
+        assert request.negative_prompts == () == request.guidance_scales
+
+
+def test_negative_prompts_and_guidance_are_drawn_for_each_region_and_change_nothing_else():
+    settings = {"negative_prompts": ["blurred", "cropped"], "guidance_scale_range": [2.0, 8.0]}
+    plain, varied = ([planner(**one).request(index) for index in range(50)] for one in ({}, settings))
+    for before, after in zip(plain, varied, strict=True):
+        assert replace(after, negative_prompts=(), guidance_scales=()) == before
+        assert len(after.negative_prompts) == len(after.guidance_scales) == 4
+    scales = [scale for request in varied for scale in request.guidance_scales]
+    assert 2.0 <= min(scales) < 2.3 and 7.7 < max(scales) <= 8.0 and len(set(scales)) == 200
+    texts = Counter(text for request in varied for text in request.negative_prompts)
+    assert set(texts) == {"blurred", "cropped"} and min(texts.values()) > 70
+    assert any(len(set(request.negative_prompts)) == 2 for request in varied)
+    assert MosaicRequest.from_dict(json.loads(json.dumps(varied[0].to_dict()))) == varied[0]
+
+
+def test_one_negative_prompt_and_one_guidance_scale_hold_for_every_region():
+    request = planner(negative_prompts=["blurred"], guidance_scale_range=(5.0, 5.0)).request(0)
+    assert request.negative_prompts == ("blurred",) * 4 and request.guidance_scales == (5.0,) * 4
+
+
+def test_consecutive_requests_may_share_a_layout_and_nothing_else():
+    requests = [planner(requests_per_layout=4).request(index) for index in range(40)]
+    layouts = [request.layout for request in requests]
+    assert all(len(set(layouts[turn : turn + 4])) == 1 for turn in range(0, 40, 4))
+    assert len(set(layouts)) > 5 and len({request.noise_seed for request in requests}) == 40
+
+
 def test_demand_is_noted_and_travels_through_its_file(tmp_path):
     assert Demand.read(tmp_path) is None
     demand = Demand(step=120, weights={2: 0.5, 9: 1.5})
@@ -78,6 +134,13 @@ def test_demand_is_noted_and_travels_through_its_file(tmp_path):
     ("settings", "value"),
     [
         ({"num_regions": [3]}, "3"),
+        ({"num_regions": []}, r"one choice at least, got \[\] and \(\)"),
+        ({"grids": [[2, 0]]}, "input_value=0"),
+        ({"grids": [[2]]}, r"grids\.0\.1"),
+        ({"negative_prompts": "blurred"}, "input_value='blurred'"),
+        ({"guidance_scale_range": [8.0, 2.0]}, r"must rise, got \(8.0, 2.0\)"),
+        ({"guidance_scale_range": [-1.0, 2.0]}, "input_value=-1.0"),
+        ({"requests_per_layout": 0}, "input_value=0"),
         ({"rule": "random"}, "random"),
         ({"main_frequency": "frequentt"}, "frequentt"),
     ],

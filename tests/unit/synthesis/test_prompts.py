@@ -50,6 +50,42 @@ def test_missing_definition_leaves_no_comma():
     assert prompt.text == "a photo of a single kite" and prompt.definition_span is None
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("a photo of a single {name}, {definition}, on {background}", "a photo of a single kite, on sand"),
+        ("{definition}, a {name}", "a kite"),
+        ("a {name} ({background})", "a kite (sand)"),
+    ],
+)
+def test_a_missing_definition_leaves_the_rest_as_it_is(template, text):
+    builder = PromptBuilder(templates=[template], backgrounds=["sand"])
+    (prompt,) = builder.build([Category(3, "kite")], random.Random(0))
+    assert (prompt.text, prompt.name, prompt.definition_span) == (text, "kite", None)
+
+
+def test_templates_synonyms_definition_and_background_go_together():
+    builder = PromptBuilder(
+        templates=["{definition}: one {name} on {background}", "on {background} a {name}, {definition}"],
+        backgrounds=["grass", "sand"],
+        use_synonyms=True,
+    )
+    texts = set()
+    for seed in range(40):
+        (prompt,) = builder.build([BAT], random.Random(seed))
+        assert prompt.text[slice(*prompt.definition_span)] == "nocturnal mammal"
+        assert prompt.name in ("bat (animal)", "flying mouse")
+        texts.add(prompt.text)
+    assert len(texts) == 2 * 2 * 2
+    assert "nocturnal mammal: one flying mouse on sand" in texts
+    assert "on grass a bat (animal), nocturnal mammal" in texts
+
+
+def test_a_class_without_synonyms_keeps_its_name():
+    (prompt,) = PromptBuilder(templates=["a {name}"], use_synonyms=True).build([CUP], random.Random(0))
+    assert prompt.text == "a cup"
+
+
 def test_config_nodes_are_accepted():
     node = OmegaConf.create({"templates": ["one {name}"]})
     assert PromptBuilder(**OmegaConf.to_container(node)).templates == ("one {name}",)

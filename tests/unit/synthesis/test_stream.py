@@ -1,17 +1,21 @@
 import os
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
+from mflight.data.downscale import RandomDownscale
 from mflight.data.mixing import MixedBatches
 from mflight.data.target import check_target
+from mflight.data.transforms import EvalTransform
 from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.shards import PoolError
 from mflight.synthesis.signals import read_consumption
-from mflight.synthesis.stream import PoolStream
+from mflight.synthesis.stream import PoolStream, to_target
 from tests.unit.synthesis.squares import categories, make_sample
 
 
@@ -49,6 +53,41 @@ def test_read_gives_image_and_target_of_the_contract(pool):
     assert target["area"].tolist() == [64.0] == [target["masks"].sum().item()]
     assert target["labels"].tolist() == [1]  # category_id 2 is the first class
     assert (target["is_synthetic"], target["sample_id"], target["image_id"]) == (True, "7-00000000", -1)
+
+
+def rescued_sample(index=0):
+    """A sample of two regions beside the good one: both were rejected."""
+    sample = make_sample(index)
+    rejected = [
+        {"category_id": 9, "box": [16, 0, 32, 20], "rejected": "too_small"},
+        {"category_id": 5, "box": [12, 16, 32, 32], "rejected": "no_component"},
+    ]
+    return replace(sample, regions=[*sample.regions, *rejected])
+
+
+def test_rejected_regions_of_a_rescued_canvas_are_ignored_and_their_classes_not_exhaustive(tmp_path):
+    with PoolWriter(tmp_path, "w0", image_format="png") as writer:
+        writer.append(rescued_sample(), index=0)
+    source = stream(tmp_path, publish=False)
+    _, target = source.read(source.next_ref())
+    check_target(target, (32, 32), num_classes=4)
+    assert target["ignore_boxes"].tolist() == [[16, 0, 32, 20], [12, 16, 32, 32]]
+    assert target["labels"].tolist() == [1] and target["not_exhaustive_labels"].tolist() == [2, 3]
+
+
+def test_the_background_is_ignored_where_it_shall_not_be_learnt_from(pool):
+    for background_loss, parts in ((True, []), (False, [[0, 0, 32, 32]])):
+        source = stream(pool, publish=False, background_loss=background_loss)
+        _, target = source.read(source.next_ref())
+        check_target(target, (32, 32), num_classes=4)
+        assert target["ignore_boxes"].tolist() == parts
+
+
+def test_a_rejected_region_of_an_unknown_class_is_told_by_name():
+    sample = rescued_sample()
+    sample.regions[1]["category_id"] = 77
+    with pytest.raises(PoolError, match="7-00000000: category_id 77 is none of the 4"):
+        to_target(sample, categories(), 0)
 
 
 def test_fresh_ones_come_in_order_before_used_ones_and_none_beyond_the_cap(pool):
@@ -146,6 +185,36 @@ def test_loader_workers_share_the_samples(pool):
     loader = DataLoader(stream(pool, max_reuse=1, publish=False), batch_size=None, num_workers=2)
     ids = [target["sample_id"] for _, target in loader]
     assert sorted(ids) == [f"7-{index:08d}" for index in range(8)]
+
+
+def test_each_use_of_a_sample_has_its_own_scale_and_a_replay_the_same_ones(pool):
+    class Zeros:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            return torch.zeros(3, 8, 8), {"is_synthetic": False}
+
+    def replay(seed=0):
+        batches = MixedBatches(
+            real=Zeros(),
+            sampler=range(10),
+            synthetic=stream(pool, max_reuse=3, publish=False),
+            batch_size=2,
+            synthetic_ratio=1.0,
+            epoch_steps=12,
+            transforms=v2.Compose([EvalTransform(), RandomDownscale(scale_range=(0.4, 1.0), min_area_px=1)]),
+            seed=seed,
+        )
+        taken = [pair for images, targets in batches for pair in zip(images, targets, strict=True)]
+        for image, target in taken:
+            check_target(target, tuple(image.shape[1:]), num_classes=4)
+        return [(target["sample_id"], image.shape[1]) for image, target in taken]
+
+    uses = replay()
+    assert len(uses) == 24 and min(side for _, side in uses) >= 13 and len({side for _, side in uses}) > 6
+    assert any(len({side for one, side in uses if one == sample_id}) == 3 for sample_id, _ in uses)
+    assert replay() == uses != replay(seed=1)
 
 
 def test_mixed_batches_over_a_pool_resume_as_if_never_stopped(pool):

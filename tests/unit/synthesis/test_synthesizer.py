@@ -1,16 +1,20 @@
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hydra.utils import instantiate
 
 from mflight.data.categories import Category
+from mflight.diffusion.attention import AttentionSettings
 from mflight.functional.layout import draw_layout
 from mflight.functional.masks import rle_decode
+from mflight.synthesis.planner import CategoryPlanner
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
 from tests.unit.diffusion.tiny_checkpoint import save_tiny_checkpoint
+from tests.unit.synthesis.squares import categories
 
 CATEGORIES = [Category(2, "sea_horse", "a small fish"), Category(5, "cup", "a small container")] * 2
 
@@ -101,6 +105,39 @@ def test_sample_carries_all_that_made_it(checkpoint):
     assert (provenance["scheduler"], provenance["num_inference_steps"]) == ("DDIMScheduler", 2)
     assert provenance["guidance_scales"] == [4.0] * 4
     assert provenance["attention"]["token_rule"] == "name"
+
+
+def test_a_planned_grid_is_drawn_with_the_guidance_and_negative_prompts_of_its_regions(checkpoint):
+    planner = CategoryPlanner(
+        categories=categories(),
+        prompt_builder=PromptBuilder(),
+        num_regions=[],
+        grids=[[2, 3]],
+        region_hw=(32, 32),
+        overlap_hw=(8, 8),
+        stride_px=4,
+        negative_prompts=["blurred"],
+        guidance_scale_range=(2.0, 8.0),
+    )
+    wanted = planner.request(0)
+    (result,) = build(checkpoint).synthesize([wanted])
+    assert result.image.shape == (64, 96, 3) and len(result.regions) == 6
+    assert [region["box"] for region in result.regions] == [list(box) for box in wanted.layout.region_boxes]
+    assert result.provenance["guidance_scales"] == list(wanted.guidance_scales)
+    assert len(set(wanted.guidance_scales)) == 6
+    assert result.provenance["request"]["negative_prompts"] == ("blurred",) * 6
+    (plain,) = build(checkpoint).synthesize([replace(wanted, negative_prompts=(), guidance_scales=())])
+    assert not np.array_equal(result.image, plain.image)
+
+
+def test_attention_may_be_given_as_plain_settings(checkpoint):
+    built = build(
+        checkpoint,
+        attention={"token_rule": "head_noun", "blocks": ["up"], "levels": [0], "stop_evaluation": 1},
+    )
+    assert built.attention == AttentionSettings(
+        token_rule="head_noun", blocks=("up",), levels=(0,), stop_evaluation=1
+    )
 
 
 def test_dropped_canvas_gives_no_sample_but_says_why(checkpoint):

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mflight.data.downscale import RandomDownscale
+from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.service import SynthesisService
 from mflight.synthesis.stream import PoolStream
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
+from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, make_sample
 from tests.unit.training.foreign import ForeignModule, stock_trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -109,6 +111,24 @@ def test_missing_files_are_named_with_their_keys_and_their_source(tmp_path, buil
 def test_a_share_without_a_source_is_refused(build_datamodule):
     with pytest.raises(ValueError, match=r"synthesis\.synthetic_ratio=0\.3 needs a source"):
         build_datamodule(synthetic_ratio=0.3)
+
+
+def test_synthetic_images_are_made_smaller_and_real_ones_are_not(tmp_path, build_datamodule):
+    with PoolWriter(tmp_path, "w0") as writer:
+        for index in range(4):
+            writer.append(make_sample(index, size_px=64), index=index)
+    datamodule = build_datamodule(
+        synthetic_ratio=0.5,
+        stream=functools.partial(PoolStream, pool_dir=tmp_path),
+        downscale=RandomDownscale(scale_range=(0.25, 0.25)),
+    )
+    datamodule.setup("fit")
+    sides = {True: [], False: []}
+    for images, targets in datamodule.train_dataloader():
+        for image, target in zip(images, targets, strict=True):
+            sides[target["is_synthetic"]].append(max(image.shape[1:]))
+    assert len(sides[True]) == len(sides[False]) == 3
+    assert max(sides[True]) <= 16 < 48 < min(sides[False])  # they are cut to 64 px before
 
 
 def test_the_generators_stop_when_training_fails(tmp_path, build_datamodule):

@@ -1,0 +1,76 @@
+"""The region proposal network, and which boxes the losses leave out.
+
+A target's ``ignore_boxes`` are parts of an image that may show objects without a label. A box that lies
+mostly inside of one and matches no instance is neither right nor wrong, so no loss may call it background.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.rpn import RegionProposalNetwork
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's network, whose loss leaves out the anchors inside the targets' ``ignore_boxes``.
+
+    Targets without that key, or with an empty one, give torchvision's numbers to the bit.
+
+    Args:
+        ignore_overlap: share of an anchor's own area from which it counts as inside, in (0, 1].
+        **kwargs: the arguments of torchvision's ``RegionProposalNetwork``.
+    """
+
+    def __init__(self, *, ignore_overlap: float = 0.5, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.ignore_overlap = ignore_overlap
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return for each image the labels of its anchors (1, 0, or -1 for left out) and their boxes."""
+        labels, matched_boxes = super().assign_targets_to_anchors(anchors, targets)
+        for image_labels, image_anchors, target in zip(labels, anchors, targets, strict=True):
+            inside = is_ignored(image_anchors, target, self.ignore_overlap)
+            if inside is not None:
+                image_labels[inside & (image_labels == 0)] = -1.0
+        return labels, matched_boxes
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return objectness and box loss; both are 0 where every anchor is left out, not 0 / 0."""
+        if all((image_labels < 0).all() for image_labels in labels):
+            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
+        return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+
+
+def is_ignored(boxes: Tensor, target: Mapping[str, Tensor], overlap: float) -> Tensor | None:
+    """Tell which boxes lie mostly inside of a part that the losses leave out.
+
+    Args:
+        boxes: float[R, 4], xyxy px.
+        target: with or without ``ignore_boxes`` float32[M, 4], xyxy px.
+        overlap: share of a box's own area that one of the parts must cover, in (0, 1].
+
+    Returns:
+        bool[R], or ``None`` where the target has no such part.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 4, 4], [3.0, 0, 7, 4]])
+        >>> is_ignored(boxes, {"ignore_boxes": torch.tensor([[0.0, 0, 4, 8]])}, overlap=0.5)
+        tensor([ True, False])
+    """
+    parts = target.get("ignore_boxes")
+    if parts is None or not len(parts):
+        return None
+    parts = parts.to(boxes)
+    low = torch.maximum(boxes[:, None, :2], parts[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], parts[None, :, 2:])
+    shared_area = (high - low).clamp(min=0).prod(dim=2)  # [R, M]
+    own_area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    return (shared_area >= overlap * own_area[:, None]).any(dim=1)

@@ -1,0 +1,152 @@
+"""Find a checkpoint in diffusers' format, tell its family, and build its scheduler."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline, SchedulerMixin
+
+from mflight.diffusion.conditioning import (
+    DoubleTowerConditioner,
+    SingleTowerConditioner,
+    TextConditioner,
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets a family of checkpoints apart.
+
+    Attributes:
+        conditioner: its text towers.
+        obeys_force_upcast: whether the VAE's ``force_upcast`` is meant: SDXL's overflows in float16. Older
+            checkpoints do not name it, and diffusers then reads it as true.
+        rounds_pixels: whether 8-bit pixels are rounded; the published program truncates those of Stable
+            Diffusion 1.x and 2.x and rounds those of SDXL.
+    """
+
+    conditioner: type[TextConditioner]
+    obeys_force_upcast: bool
+    rounds_pixels: bool
+
+    @property
+    def weight_folders(self) -> tuple[str, ...]:
+        """Where the weights lie in a checkpoint."""
+        return (*self.conditioner.WEIGHT_FOLDERS, "unet", "vae")
+
+
+FAMILIES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": Family(SingleTowerConditioner, obeys_force_upcast=False, rounds_pixels=False),
+    "StableDiffusionXLPipeline": Family(DoubleTowerConditioner, obeys_force_upcast=True, rounds_pixels=True),
+}
+"""By the pipeline class that a checkpoint's ``model_index.json`` names."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose family is supported and whose parts are all there.
+
+    Attributes:
+        folder: where its files lie.
+        index: its ``model_index.json``.
+    """
+
+    folder: Path
+    index: dict[str, Any]
+
+    @property
+    def family(self) -> Family:
+        """What sets its family apart."""
+        return FAMILIES[self.index["_class_name"]]
+
+
+def find_checkpoint(checkpoint: str) -> Checkpoint:
+    """Find a checkpoint; the family is checked before any weights are fetched.
+
+    A folder that does not exist or is not in diffusers' format is a ``FileNotFoundError``; a checkpoint that
+    the hub does not have, or of another family, a ``ValueError``.
+
+    Args:
+        checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.
+
+    Returns:
+        The checkpoint's files, fetched from the hub (or its cache) when it is a hub id.
+    """
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(checkpoint)
+    _require(folder, "model_index.json")
+    index = DiffusionPipeline.load_config(folder)
+    _check_family(index, str(folder))
+    found = Checkpoint(folder, index)
+    for name in (*(f"{part}/config.json" for part in found.family.weight_folders), "scheduler"):
+        _require(folder, name)
+    for name in found.family.conditioner.TOKENIZER_FOLDERS:
+        _require(folder, name)
+    return found
+
+
+def build_scheduler(
+    checkpoint: Checkpoint, name: str | None = None, settings: Mapping[str, Any] | None = None
+) -> SchedulerMixin:
+    """Build a scheduler from the configuration of the checkpoint's own.
+
+    Args:
+        checkpoint: whose scheduler.
+        name: class name of a diffusers scheduler; ``None`` for the checkpoint's own.
+        settings: what differs from the checkpoint's.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        ValueError: if the scheduler or a setting of it does not exist.
+    """
+    own_name = checkpoint.index["scheduler"][1]
+    scheduler_class = getattr(diffusers, name or own_name, None)
+    if not (inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)):
+        raise ValueError(f"scheduler must name a scheduler class of diffusers, got {name or own_name!r}")
+    known = [key for key in inspect.signature(scheduler_class.__init__).parameters if key != "self"]
+    for key in settings or {}:
+        if key not in known:
+            raise ValueError(f"{scheduler_class.__name__} has no setting {key!r}, it has {known}")
+    own_config = getattr(diffusers, own_name).load_config(checkpoint.folder, subfolder="scheduler")
+    return scheduler_class.from_config(own_config, **(settings or {}))
+
+
+def _fetch(checkpoint: str) -> Path:
+    """The folder of a hub id; its index is read first, so that a wrong family costs no download."""
+    looks_like_hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise FileNotFoundError(
+            f"checkpoint must be a folder or a hub id (owner/name), no folder {checkpoint!r}"
+        )
+    try:
+        index = DiffusionPipeline.load_config(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {checkpoint!r} is no folder, nor had from the hub: {error}") from error
+    _check_family(index, checkpoint)
+    try:
+        unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+        return Path(DiffusionPipeline.download(checkpoint, **unused))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {checkpoint!r} could not be had from the hub: {error}") from error
+
+
+def _check_family(index: Mapping[str, Any], place: str) -> None:
+    family = index.get("_class_name")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"the checkpoint must be of a family in {tuple(FAMILIES)} (Stable Diffusion 1.x, 2.x and XL), "
+            f"got {family!r} in {place!r}"
+        )
+
+
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).exists():
+        raise FileNotFoundError(
+            f"a checkpoint in diffusers' format must hold {name}, {str(folder)!r} does not"
+        )

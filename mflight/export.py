@@ -1,0 +1,69 @@
+"""From a pool to LVIS v1 format: ``python -m mflight.export POOL OUT [--merge lvis_v1_train.json]``."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from mflight.synthesis.lvis_export import ANNOTATION_FILE, IMAGE_FOLDER, export_pool
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; ``None`` takes that of the process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mflight.export",
+        description=f"Write OUT/{ANNOTATION_FILE} in LVIS v1 format and OUT/{IMAGE_FOLDER}/ with the images.",
+    )
+    parser.add_argument("pool", metavar="POOL", help="the pool folder")
+    parser.add_argument("output", metavar="OUT", help="the folder to make")
+    parser.add_argument(
+        "--merge", metavar="FILE", help="annotation file that the synthetic images are added to"
+    )
+    parser.add_argument(
+        "--segmentation",
+        choices=("rle", "polygon"),
+        default="rle",
+        help="rle: exact masks; polygon: read by Detectron2 too, holes are filled (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-frequency",
+        action="store_true",
+        help="leave r, c, f of the merged classes; else they follow the new image counts",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: of the command line; ``None`` takes those of the process.
+
+    Raises:
+        SystemExit: with the sentence of the error, if the command cannot do what it was asked.
+    """
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        counts = export_pool(
+            args.pool,
+            args.output,
+            merge=args.merge,
+            segmentation=args.segmentation,
+            keep_frequency=args.keep_frequency,
+            overwrite=args.overwrite,
+        )
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{error}") from None
+    print(f"{counts.images} synthetic images with {counts.instances} instances are in {args.output}")
+    if counts.unreadable:
+        print(f"{counts.unreadable} samples of the pool could not be read and are left out")
+    if args.merge:
+        print(
+            f"{ANNOTATION_FILE} lists them behind the {counts.merged_images} images of {args.merge}. "
+            f"Link {args.output}/{IMAGE_FOLDER} into the folder of those images to train on both"
+        )
+
+
+if __name__ == "__main__":
+    main()

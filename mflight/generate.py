@@ -1,0 +1,241 @@
+"""Fill a pool without a training run: ``python -m mflight.generate num_samples=100 paths.pool_dir=POOL``."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mflight.data.files import LVIS_DOWNLOADS
+from mflight.synthesis.pool import PoolReader, PoolWriter
+from mflight.synthesis.service import ServiceReport, SynthesisService
+from mflight.synthesis.signals import WorkerStatus, read_json, write_json
+
+_CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
+_SETTINGS_FILE = "generate.json"
+_WITHOUT_EFFECT = {"cache_dir", "device", "max_batch"}  # on what is drawn
+_POLL_S = 0.5
+
+
+class GenerationError(RuntimeError):
+    """The generators ended before the pool held what was wanted."""
+
+
+def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
+    """Draw until the pool holds what is wanted; what it holds already is not drawn again.
+
+    Of the requests ``0, 1, 2, ...`` of the seed, the first ones are answered, up to that which gives sample
+    ``num_samples`` or to number ``num_requests``. So the pool holds the same samples whatever the batch size,
+    the number of devices and the kills in between. A missing annotation file is a FileNotFoundError.
+
+    Args:
+        cfg: as ``conf/generate.yaml`` composes it.
+        console: takes the progress bar; plain lines where it is no terminal.
+
+    Returns:
+        How many requests of this seed the pool answers: ``kept`` and ``dropped``.
+
+    Raises:
+        ValueError: if a setting breaks its rule, if another process writes to the pool, or if the pool was
+            drawn with other settings.
+        GenerationError: if the generators end before, with the reason of the first that did.
+    """
+    if cfg.num_samples is None and cfg.num_requests is None:
+        raise ValueError("num_samples or num_requests must be set, both are null")
+    folder = Path(cfg.paths.pool_dir)
+    _prepare_dataset(cfg.data)
+    _resolve_devices(cfg.synthesis)
+    tally = _Tally(folder, instantiate(cfg.synthesis.planner), cfg)
+    service: SynthesisService = instantiate(cfg.synthesis.service)
+    for index in range(len(cfg.synthesis.devices)):  # refuses a pool that is written to, or is none
+        PoolWriter(folder, f"w{index}").close()
+    _keep_settings(folder, cfg)
+    if tally.left:
+        earlier_pids = {status.pid for status in _statuses(folder, cfg)}
+        with service:
+            for report in _watch(service, tally, console):
+                _raise_on_error(report, earlier_pids)
+        tally.update()
+    if tally.left:
+        raise GenerationError(f"{tally.left} more are wanted, but {_reason(report)}; {_go_on(folder)}")
+    return {"kept": tally.kept, "dropped": tally.dropped}
+
+
+def rejections_table(folder: Path, figures: Mapping[str, int], statuses: list[WorkerStatus]) -> Table:
+    """Lay out what a pool holds and why regions were rejected, of all requests of its writers."""
+    table = Table(title=f"pool {folder}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in figures.items():
+        table.add_row(f"mosaics {name}", str(count))
+    table.add_row("regions drawn", str(sum(status.regions for status in statuses)))
+    for rule in sorted({rule for status in statuses for rule in status.rejected}):
+        table.add_row(f"  rejected: {rule}", str(sum(status.rejected.get(rule, 0) for status in statuses)))
+    busy_s = sum(status.busy_s for status in statuses)
+    if busy_s:
+        rate = sum(status.requests for status in statuses) / busy_s
+        table.add_row("mosaics a second and device", f"{rate:.2f}")
+    return table
+
+
+class _Tally:
+    """Counts the answered requests of one seed in a pool, and those still wanted."""
+
+    def __init__(self, folder: Path, planner: Any, cfg: DictConfig):
+        self._reader, self._planner = PoolReader(folder), planner
+        self._num_samples, self._num_requests = cfg.num_samples, cfg.num_requests
+        self._prefix = planner.request_id(0).rpartition("-")[0] + "-"
+        self._kept_ids: set[str] = set()
+        self.kept = self.dropped = 0
+        self.update()
+
+    def update(self) -> None:
+        """Look into the pool."""
+        for ref in self._reader.poll():
+            if ref.sample_id.startswith(self._prefix):
+                self._kept_ids.add(ref.sample_id)
+        self.kept = len(self._kept_ids)
+        self.dropped = sum(name.startswith(self._prefix) for name in self._reader.dropped_ids)
+
+    @property
+    def goal(self) -> int:
+        """What the bar ends at: samples, or requests where only these are bound."""
+        return self._num_samples if self._num_samples is not None else self._num_requests
+
+    @property
+    def done(self) -> int:
+        """How much of the goal the pool holds."""
+        return self.kept if self._num_samples is not None else self.kept + self.dropped
+
+    @property
+    def left(self) -> int:
+        """How many are still to be drawn; 0 also when the requests are used up."""
+        if self._num_requests is not None and self.kept + self.dropped >= self._num_requests:
+            return 0
+        return max(0, self.goal - self.done)
+
+
+def _prepare_dataset(data: DictConfig) -> None:
+    """Only the classes are read: the images of a dataset need not be there."""
+    if data.prepare is not None:
+        instantiate(data.prepare)()
+    if not Path(data.train_annotations).is_file():
+        raise FileNotFoundError(
+            f"data.train_annotations={data.train_annotations} does not exist; it names the classes to draw. "
+            f"LVIS v1 annotations are published at {LVIS_DOWNLOADS}"
+        )
+
+
+def _resolve_devices(synthesis: DictConfig) -> None:
+    """Fill in the devices and threads that are left to the program."""
+    if synthesis.devices == "auto":
+        import torch  # not above: each generator process imports this file before its threads are set
+
+        synthesis.devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    if synthesis.num_threads == "auto":
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        synthesis.num_threads = max(1, num_cores // len(synthesis.devices))
+
+
+def _keep_settings(folder: Path, cfg: DictConfig) -> None:
+    """Note what the pool is drawn with; refuse to go on with anything else under the same seed."""
+    nodes = {"planner": cfg.synthesis.planner, "synthesizer": cfg.diffusion.synthesizer}
+    settings = dict(_flatten(OmegaConf.to_container(OmegaConf.create(nodes), resolve=True)))
+    path = folder / _SETTINGS_FILE
+    by_seed = read_json(path) or {}
+    before = by_seed.setdefault(str(cfg.seed), settings)
+    for key in sorted(settings.keys() | before.keys()):
+        if settings.get(key) != before.get(key):
+            raise ValueError(
+                f"pool {folder} was drawn with {key}={before.get(key)} under seed {cfg.seed}, "
+                f"now it is {settings.get(key)}: name another paths.pool_dir or seed"
+            )
+    write_json(path, by_seed)
+
+
+def _flatten(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key not in _WITHOUT_EFFECT:
+                yield from _flatten(value, f"{place}.{key}" if place else key)
+    else:
+        yield place, node
+
+
+def _watch(service: SynthesisService, tally: _Tally, console: Console) -> Iterator[ServiceReport]:
+    """Yield what the service reports, and show it, until nothing more is drawn."""
+    columns = (TextColumn("mosaics"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading", total=tally.goal, completed=tally.done)
+        told = -1
+        while True:
+            report = service.poll()
+            tally.update()
+            words = f"{tally.dropped} dropped" + ("" if report.total("regions") else ", loading")
+            bar.update(task, completed=tally.done, description=words)
+            tenth = 10 * tally.done // tally.goal
+            if bar.disable and tenth != told:
+                console.print(f"{tally.done} of {tally.goal}, {words}", highlight=False)
+                told = tenth
+            yield report
+            if report.is_over:
+                return
+            time.sleep(_POLL_S)
+
+
+def _raise_on_error(report: ServiceReport, earlier_pids: set[int]) -> None:
+    """End when a generator has met an error, which would come again, or is given up."""
+    has_failed = any(s.state == "failed" and s.pid not in earlier_pids for s in report.statuses)
+    if report.num_deaths and (has_failed or report.given_up):
+        raise GenerationError(_reason(report))
+
+
+def _reason(report: ServiceReport) -> str:
+    said = [f"generator {s.writer} {s.state}: {s.message}" for s in report.statuses if s.message]
+    return "; ".join([*said, *report.messages][:1]) or "the generators were told to stop by somebody else"
+
+
+def _statuses(folder: Path, cfg: DictConfig) -> list[WorkerStatus]:
+    return [WorkerStatus.read(folder, f"w{index}") for index in range(len(cfg.synthesis.devices))]
+
+
+def _go_on(folder: Path) -> str:
+    return f"the same command goes on with {folder}"
+
+
+@hydra.main(version_base="1.3", config_path=_CONFIG_PATH, config_name="generate")
+def main(cfg: DictConfig) -> None:
+    """Run the command.
+
+    Args:
+        cfg: ``conf/generate.yaml`` with its overrides.
+
+    Raises:
+        SystemExit: with the sentence of the error, if the command cannot do what it was asked.
+    """
+    console = Console()
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    folder = Path(cfg.paths.pool_dir)
+    try:
+        figures = generate(cfg, console)
+    except (OSError, ValueError, GenerationError) as error:
+        raise SystemExit(f"{error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; {_go_on(folder)}") from None
+    console.print(rejections_table(folder, figures, _statuses(folder, cfg)))
+    print(f"To look at it: python -m mflight.gallery {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""From a pool to a dataset in LVIS v1 format, alone or behind the entries of an annotation file."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mflight.functional.masks import rle_decode
+from mflight.functional.polygons import mask_to_polygons
+from mflight.synthesis.annotation_file import AddedEntries, AnnotationFile
+from mflight.synthesis.packing import PoolSample, stored_image
+from mflight.synthesis.pool import PoolReader, SampleRef
+from mflight.synthesis.shards import PoolError, read_span
+
+logger = logging.getLogger(__name__)
+
+ANNOTATION_FILE = "annotations.json"
+IMAGE_FOLDER = "synthetic"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCounts:
+    """What an export wrote, and what it left out.
+
+    Attributes:
+        images: synthetic images.
+        instances: synthetic instances.
+        merged_images: images of the annotation file that they follow.
+        unreadable: samples of the pool that are torn.
+    """
+
+    images: int
+    instances: int
+    merged_images: int
+    unreadable: int
+
+
+def export_pool(
+    pool_dir: str | Path,
+    output: str | Path,
+    *,
+    merge: str | Path | None = None,
+    segmentation: Literal["rle", "polygon"] = "rle",
+    keep_frequency: bool = False,
+    overwrite: bool = False,
+) -> ExportCounts:
+    """Write ``annotations.json`` and the images in ``synthetic/``; all appear at once or not at all.
+
+    Images are the pool's own files, byte by byte. Image and annotation ids follow the highest of ``merge``,
+    whose entries are taken over as they stand. ``image_count`` and ``instance_count`` of the classes grow by
+    what is added. Nobody has looked for other classes in a synthetic image, so ``neg_category_ids`` is empty;
+    and nobody has counted the objects of its own classes, so all that it was asked for, also those whose
+    region was rejected, are in ``not_exhaustive_category_ids``. A file to merge that is not in this format,
+    or lacks a class of the pool, is a ValueError.
+
+    Args:
+        pool_dir: the pool folder.
+        output: the folder to make.
+        merge: annotations in LVIS v1 or COCO instance format that the synthetic ones are added to.
+        segmentation: ``"rle"`` keeps the masks to the pixel; ``"polygon"`` is read by Detectron2 too, and
+            fills the holes of masks.
+        keep_frequency: leave the ``frequency`` of the merged classes as it is; else it follows the new
+            ``image_count`` by LVIS's rule.
+        overwrite: replace ``output`` if it exists.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: if there is no pool, or no file to merge.
+        FileExistsError: if ``output`` exists and ``overwrite`` is not set.
+    """
+    pool_dir, output = Path(pool_dir), Path(output).absolute()
+    if not (pool_dir / "pool.json").is_file():
+        raise FileNotFoundError(f"{pool_dir} is no pool: it has no pool.json")
+    if merge is not None and not Path(merge).is_file():
+        raise FileNotFoundError(f"the file to merge must be an annotation file, found no file at {merge}")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists already; --overwrite replaces it")
+    base = AnnotationFile.read(merge)
+    with _appearing(output) as folder:
+        (folder / IMAGE_FOLDER).mkdir()
+        export = _Export(PoolReader(pool_dir), base, folder, segmentation, must_know=merge is not None)
+        export.add_all()
+        with (folder / ANNOTATION_FILE).open("wb") as file:
+            base.write(file, export.added, keep_frequency=keep_frequency)
+            file.flush()
+            os.fsync(file.fileno())
+    added = export.added
+    return ExportCounts(len(added.images), len(added.annotations), len(base.images), export.num_unreadable)
+
+
+class _Export:
+    """Collects the entries of a pool's samples and writes their images."""
+
+    def __init__(
+        self, reader: PoolReader, base: AnnotationFile, folder: Path, segmentation: str, must_know: bool
+    ):
+        self._reader, self._folder, self._segmentation = reader, folder, segmentation
+        self._known = {entry["id"]: entry["name"] for entry in base.categories} if must_know else None
+        self._image_id, self._annotation_id = base.max_image_id, base.max_annotation_id
+        self.added = AddedEntries()
+        self.num_unreadable = 0
+
+    def add_all(self) -> None:
+        """Take over every sample that can be read, in order of the requests."""
+        refs = {ref.sample_id: ref for ref in self._reader.poll()}  # the last place of each counts
+        self.num_unreadable = len(self._reader.set_aside)
+        for ref in refs.values():
+            try:
+                sample = self._reader.read(ref)
+                picture, suffix = _stored(self._reader.folder, ref)
+            except PoolError as error:
+                logger.warning("left out: %s", error)
+                self.num_unreadable += 1
+                continue
+            self._add(sample, f"{sample.sample_id}{suffix}", picture)
+
+    def _add(self, sample: PoolSample, name: str, picture: bytes) -> None:
+        asked_for = sorted({region["category_id"] for region in sample.regions})
+        for entry in categories_of(sample):
+            self._check_known(entry, sample.sample_id)
+            self.added.categories.setdefault(entry["id"], entry)
+        (self._folder / IMAGE_FOLDER / name).write_bytes(picture)
+        self._image_id += 1
+        height, width = sample.image.shape[:2]
+        place = f"{IMAGE_FOLDER}/{name}"
+        self.added.images.append(
+            {
+                "id": self._image_id,
+                "height": height,
+                "width": width,
+                "file_name": place,
+                "coco_url": place,  # LVIS's readers take folder and name of an image from the end of its URL
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": asked_for,
+                "synthetic": True,
+            }
+        )
+        for annotation in sample.annotations:
+            self._annotation_id += 1
+            self.added.annotations.append(self._entry(annotation))
+
+    def _entry(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        outline, area = annotation["segmentation"], annotation["area"]
+        if self._segmentation == "polygon":
+            outline = mask_to_polygons(rle_decode(outline))
+            area = _filled_area(outline)
+        return {
+            "id": self._annotation_id,
+            "image_id": self._image_id,
+            "category_id": annotation["category_id"],
+            "bbox": annotation["bbox"],
+            "area": area,
+            "segmentation": outline,
+        }
+
+    def _check_known(self, entry: dict[str, Any], sample_id: str) -> None:
+        if self._known is None:
+            return
+        known = self._known.get(entry["id"])
+        if known is None or (entry["name"] and known != entry["name"]):
+            raise ValueError(
+                f"sample {sample_id} has category {entry['id']} {entry['name']!r}, "
+                f"which is {known!r} in the file to merge: the pool was drawn for another dataset"
+            )
+
+
+def categories_of(sample: PoolSample) -> list[dict[str, Any]]:
+    """Return the classes that a sample was asked for, as entries of an LVIS file, without their counts.
+
+    Args:
+        sample: its provenance tells names and definitions; without it a class is named by its id.
+
+    Returns:
+        One entry for each region, in their order.
+    """
+    request = sample.provenance.get("request", {})
+    ids = [region["category_id"] for region in sample.regions]
+    names: Sequence[str] = request.get("names") or [f"category_{category_id}" for category_id in ids]
+    prompts: Sequence[dict[str, Any]] = request.get("prompts") or [{}] * len(ids)
+    entries = []
+    for category_id, name, prompt in zip(ids, names, prompts, strict=True):
+        span = prompt.get("definition_span")
+        definition = prompt["text"][slice(*span)] if span else ""
+        entries.append({"id": category_id, "name": name, "def": definition, "synonyms": [name], "synset": ""})
+    return entries
+
+
+def _stored(folder: Path, ref: SampleRef) -> tuple[bytes, str]:
+    return stored_image(read_span(folder / ref.shard, ref.offset, ref.size, ref.crc32))
+
+
+def _filled_area(polygons: Iterable[Sequence[int]]) -> float:
+    """Return the area in px² of polygons that do not overlap, by the shoelace formula."""
+    area = 0.0
+    for polygon in polygons:
+        x, y = np.array(polygon, dtype=float).reshape(-1, 2).T
+        area += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    return area
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside ``folder`` that takes its name at the end, or goes when there is an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    retired = draft.with_name(draft.name + "-old")
+    try:
+        draft.chmod(0o755)
+        yield draft
+        if folder.exists():
+            folder.rename(retired)
+        draft.rename(folder)
+    except BaseException:
+        if retired.exists() and not folder.exists():
+            retired.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)

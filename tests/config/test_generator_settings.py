@@ -1,0 +1,103 @@
+"""docs/generator.md against the configs and constructors: each key exists, each default is what runs."""
+
+import inspect
+import json
+import re
+
+import pytest
+import yaml
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mflight.diffusion.attention import AttentionSettings
+from tests.config.test_configs import CONF, RUNTIME, compose_with
+from tests.unit.synthesis.squares import categories
+
+ROW = re.compile(
+    r"^\| `(?P<key>[a-z_.]+)` \| `(?P<default>.+?)` \| (`(?P<published>.+?)`|-)(?P<star> \*)? \|"
+)
+ROWS = [
+    match
+    for line in (CONF.parent / "docs" / "generator.md").read_text().splitlines()
+    if (match := ROW.match(line))
+]
+LABELER, FILTER = "diffusion.synthesizer.labeler", "diffusion.synthesizer.region_filter"
+PROMPTS = "diffusion.prompt_builder"
+
+
+def value_of(cfg: DictConfig, key: str) -> object:
+    """What runs: the value of the config, or else the default of the constructor that would take it."""
+    *path, name = key.split(".")
+    parent = OmegaConf.select(cfg, ".".join(path))
+    if parent is not None and name in parent:
+        value = parent[name]
+        return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    owner = AttentionSettings if path[-1] == "attention" else get_object(parent["_target_"])
+    default = inspect.signature(owner).parameters[name].default
+    return list(default) if isinstance(default, tuple) else default
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return compose_with(RUNTIME)
+
+
+@pytest.fixture(scope="module")
+def lvis_rare():
+    return compose_with([*RUNTIME, "experiment=lvis_rare"])
+
+
+def test_the_table_is_read():
+    assert len(ROWS) == 38
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["key"])
+def test_a_row_tells_the_default_and_lvis_rare_keeps_the_published_value(row, mini, lvis_rare):
+    assert value_of(mini, row["key"]) == yaml.safe_load(row["default"])
+    if row["published"] is not None:
+        is_published = value_of(lvis_rare, row["key"]) == yaml.safe_load(row["published"])
+        assert is_published == (row["star"] is None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            LABELER: {"threshold": 0.4, "num_bilateral_passes": 0},
+            FILTER: {"max_components": 3, "rescue": True, "area_ratio_range": (0.1, 0.9)},
+            PROMPTS: {"use_synonyms": True, "templates": ("a {name}", "one {name}")},
+        },
+        {LABELER: {"threshold": "otsu", "num_bilateral_passes": 3}, PROMPTS: {"backgrounds": ("sea",)}},
+    ],
+)
+def test_settings_on_the_command_line_reach_their_objects(settings):
+    overrides = [
+        f"++{node}.{name}={json.dumps(value)}" for node in settings for name, value in settings[node].items()
+    ]
+    cfg = compose_with([*RUNTIME, *overrides])
+    for node, expected in settings.items():
+        built = instantiate(OmegaConf.select(cfg, node), _convert_="all")
+        assert {name: getattr(built, name) for name in expected} == expected
+
+
+def test_scale_range_and_background_reach_transform_and_stream():
+    cfg = compose_with([*RUNTIME, "synthesis.scale_range=[0.25,1.0]", "synthesis.background_loss=false"])
+    assert instantiate(cfg.datamodule.downscale).scale_range == (0.25, 1.0)
+    assert instantiate(cfg.datamodule.stream).keywords["background_loss"] is False
+
+
+def test_grids_guidance_and_negative_prompts_reach_the_requests():
+    overrides = [
+        "grids=[[2,3]]",
+        "num_regions=[]",
+        "negative_prompts=[blurred]",
+        "guidance_scale_range=[2,8]",
+    ]
+    cfg = compose_with([*RUNTIME, *(f"synthesis.planner.{override}" for override in overrides)])
+    planner = instantiate(cfg.synthesis.service.planner, categories=categories(), _convert_="all")
+    request = planner.request(0)
+    assert request.layout.canvas_hw == (128, 192) and len(request.prompts) == 6
+    assert request.negative_prompts == ("blurred",) * 6
+    assert (
+        all(2 <= scale <= 8 for scale in request.guidance_scales) and len(set(request.guidance_scales)) == 6
+    )
