@@ -25,9 +25,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="rle: exact masks; polygon: read by Detectron2 too, holes are filled (default: %(default)s)",
     )
     parser.add_argument(
-        "--keep-frequency",
+        "--update-frequency",
         action="store_true",
-        help="leave r, c, f of the merged classes; else they follow the new image counts",
+        help="let r, c, f of the merged classes follow the new image counts; else rare classes stay rare",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return parser.parse_args(arguments)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.output,
             merge=args.merge,
             segmentation=args.segmentation,
-            keep_frequency=args.keep_frequency,
+            update_frequency=args.update_frequency,
             overwrite=args.overwrite,
         )
     except (OSError, ValueError) as error:

@@ -102,13 +102,13 @@ class AnnotationFile:
             instance_counts=Counter(one.category_id for one in instances),
         )
 
-    def write(self, file: BinaryIO, added: AddedEntries, *, keep_frequency: bool = False) -> None:
+    def write(self, file: BinaryIO, added: AddedEntries, *, update_frequency: bool = False) -> None:
         """Write the file again, with new entries behind its own and the counts of its classes updated.
 
         Args:
             file: takes the JSON text.
             added: the new entries.
-            keep_frequency: leave the ``frequency`` of the file's classes; else it follows the image count.
+            update_frequency: let the ``frequency`` of the file's classes follow the new image count.
         """
         known = {entry["id"] for entry in self.categories}
         new = [entry for category_id, entry in sorted(added.categories.items()) if category_id not in known]
@@ -121,7 +121,7 @@ class AnnotationFile:
             image_count = entry.get("image_count", self.image_counts[category_id]) + images[category_id]
             instance_count = entry.get("instance_count", self.instance_counts[category_id])
             counted = {"image_count": image_count, "instance_count": instance_count + instances[category_id]}
-            if not (keep_frequency and "frequency" in entry):
+            if update_frequency or "frequency" not in entry:
                 counted["frequency"] = frequency_of(image_count)[0]
             categories.append({**entry, **counted})
         file.write(b"{")

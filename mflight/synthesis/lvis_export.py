@@ -48,7 +48,7 @@ def export_pool(
     *,
     merge: str | Path | None = None,
     segmentation: Literal["rle", "polygon"] = "rle",
-    keep_frequency: bool = False,
+    update_frequency: bool = False,
     overwrite: bool = False,
 ) -> ExportCounts:
     """Write ``annotations.json`` and the images in ``synthetic/``; all appear at once or not at all.
@@ -66,8 +66,8 @@ def export_pool(
         merge: annotations in LVIS v1 or COCO instance format that the synthetic ones are added to.
         segmentation: ``"rle"`` keeps the masks to the pixel; ``"polygon"`` is read by Detectron2 too, and
             fills the holes of masks.
-        keep_frequency: leave the ``frequency`` of the merged classes as it is; else it follows the new
-            ``image_count`` by LVIS's rule.
+        update_frequency: let the ``frequency`` of the merged classes follow the new ``image_count`` by LVIS's
+            rule. Else a rare class stays one: AP is compared on the groups of the real images.
         overwrite: replace ``output`` if it exists.
 
     Returns:
@@ -90,7 +90,7 @@ def export_pool(
         export = _Export(PoolReader(pool_dir), base, folder, segmentation, must_know=merge is not None)
         export.add_all()
         with (folder / ANNOTATION_FILE).open("wb") as file:
-            base.write(file, export.added, keep_frequency=keep_frequency)
+            base.write(file, export.added, update_frequency=update_frequency)
             file.flush()
             os.fsync(file.fileno())
     added = export.added
