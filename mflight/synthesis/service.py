@@ -131,10 +131,9 @@ class SynthesisService:
     ):
         if high_water is not None and low_water is not None and low_water >= high_water:
             raise ValueError(f"low_water must be below high_water {high_water}, got {low_water}")
-        self._folder = Path(pool_dir)
+        self._folder, self._without_worker = Path(pool_dir), without_worker
         self._max_restarts, self._backoff_s, self._stop_timeout_s = max_restarts, backoff_s, stop_timeout_s
         self._messages: list[str] = []
-        self._without_worker = without_worker
         template = WorkerSpec(
             pool_dir=str(self._folder),
             writer_name="",
