@@ -129,8 +129,7 @@ class SynthesisService:
         capture_output: bool = True,
         without_worker: str = "training goes on with the pool as it is and with real images",
     ):
-        if high_water is not None and low_water is not None and low_water >= high_water:
-            raise ValueError(f"low_water must be below high_water {high_water}, got {low_water}")
+        _check_water(low_water, high_water)
         self._folder, self._without_worker = Path(pool_dir), without_worker
         self._max_restarts, self._backoff_s, self._stop_timeout_s = max_restarts, backoff_s, stop_timeout_s
         self._messages: list[str] = []
@@ -289,3 +288,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _check_water(low_water: int | None, high_water: int | None) -> None:
+    if high_water is not None and low_water is not None and low_water >= high_water:
+        raise ValueError(f"low_water must be below high_water {high_water}, got {low_water}")
