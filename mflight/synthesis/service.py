@@ -78,7 +78,8 @@ class SynthesisService:
 
     ``start``, ``poll`` and ``stop`` belong to one thread that lives as long as the run: on Linux the workers
     die with the thread that started them. Build it with ``_recursive_: false``: planner and synthesizer are
-    configs that each worker builds for itself.
+    configs that each worker builds for itself. A ``low_water`` that
+    is not below ``high_water`` is a ValueError.
 
     Args:
         pool_dir: the pool folder that the workers append to.
@@ -100,9 +101,6 @@ class SynthesisService:
         stop_timeout_s: wait for a worker to end its batch at ``stop``, in seconds; then it is killed.
         capture_output: the workers write to ``worker-<name>.log`` in the pool folder, not to the terminal.
         without_worker: what a message says of the time after a worker that is given up.
-
-    Raises:
-        ValueError: if ``low_water`` is not below ``high_water``.
     """
 
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
