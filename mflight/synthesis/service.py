@@ -78,8 +78,8 @@ class SynthesisService:
 
     ``start``, ``poll`` and ``stop`` belong to one thread that lives as long as the run: on Linux the workers
     die with the thread that started them. Build it with ``_recursive_: false``: planner and synthesizer are
-    configs that each worker builds for itself. A ``low_water`` that
-    is not below ``high_water`` is a ValueError.
+    configs that each worker builds for itself. A ``low_water`` that is not below ``high_water`` is a
+    ValueError.
 
     Args:
         pool_dir: the pool folder that the workers append to.
