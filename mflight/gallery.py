@@ -36,9 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     output: Path = args.output
+    try:
+        _require_place(output)
+    except OSError as error:
+        raise SystemExit(f"{error}") from None
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        _require_folder(output)
         page = pool_to_html(args.pool, max_images=args.max_images, thumbnail_px=args.thumbnail_px)
         draft.write_text(page, encoding="utf-8")
         os.replace(draft, output)
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Written to {output} ({output.stat().st_size / 2**20:.1f} MB)")
 
 
-def _require_folder(output: Path) -> None:
+def _require_place(output: Path) -> None:
+    if output.is_dir():
+        raise IsADirectoryError(f"output must name a file, {output} is a folder")
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"output must lie in an existing folder, found none at {output.parent}")
 

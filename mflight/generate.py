@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -58,7 +59,7 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
     service: SynthesisService = instantiate(cfg.synthesis.service)
     for index in range(len(cfg.synthesis.devices)):  # refuses a pool that is written to, or is none
         PoolWriter(folder, f"w{index}").close()
-    _keep_settings(folder, cfg)
+    _keep_settings(folder, cfg, is_new=not tally.kept + tally.dropped)
     if tally.left:
         earlier_pids = {status.pid for status in _statuses(folder, cfg)}
         with service:
@@ -77,7 +78,7 @@ def rejections_table(folder: Path, figures: Mapping[str, int], statuses: list[Wo
     table.add_column(justify="right")
     for name, count in figures.items():
         table.add_row(f"mosaics {name}", str(count))
-    table.add_row("regions drawn", str(sum(status.regions for status in statuses)))
+    table.add_row("regions drawn, of all seeds", str(sum(status.regions for status in statuses)))
     for rule in sorted({rule for status in statuses for rule in status.rejected}):
         table.add_row(f"  rejected: {rule}", str(sum(status.rejected.get(rule, 0) for status in statuses)))
     busy_s = sum(status.busy_s for status in statuses)
@@ -88,23 +89,27 @@ def rejections_table(folder: Path, figures: Mapping[str, int], statuses: list[Wo
 
 
 class _Tally:
-    """Counts the answered requests of one seed in a pool, and those still wanted."""
+    """Counts the answered requests of one seed in a pool up to the first open one, and those still wanted."""
 
     def __init__(self, folder: Path, planner: Any, cfg: DictConfig):
         self._reader, self._planner = PoolReader(folder), planner
         self._num_samples, self._num_requests = cfg.num_samples, cfg.num_requests
-        self._prefix = planner.request_id(0).rpartition("-")[0] + "-"
         self._kept_ids: set[str] = set()
         self.kept = self.dropped = 0
         self.update()
 
     def update(self) -> None:
         """Look into the pool."""
-        for ref in self._reader.poll():
-            if ref.sample_id.startswith(self._prefix):
-                self._kept_ids.add(ref.sample_id)
-        self.kept = len(self._kept_ids)
-        self.dropped = sum(name.startswith(self._prefix) for name in self._reader.dropped_ids)
+        self._kept_ids.update(ref.sample_id for ref in self._reader.poll())
+        while (is_kept := self._answer(self.kept + self.dropped)) is not None:
+            self.kept, self.dropped = self.kept + is_kept, self.dropped + (not is_kept)
+
+    def _answer(self, index: int) -> bool | None:
+        """Return whether the request gave a sample; None where it is still open."""
+        request_id = self._planner.request_id(index)
+        if request_id in self._kept_ids:
+            return True
+        return False if request_id in self._reader.dropped_ids else None
 
     @property
     def goal(self) -> int:
@@ -146,20 +151,20 @@ def _resolve_devices(synthesis: DictConfig) -> None:
         synthesis.num_threads = max(1, num_cores // len(synthesis.devices))
 
 
-def _keep_settings(folder: Path, cfg: DictConfig) -> None:
-    """Note what the pool is drawn with; refuse to go on with anything else under the same seed."""
+def _keep_settings(folder: Path, cfg: DictConfig, *, is_new: bool) -> None:
+    """Note what the pool is drawn with; refuse anything else once the seed has answers in it."""
     nodes = {"planner": cfg.synthesis.planner, "synthesizer": cfg.diffusion.synthesizer}
     settings = dict(_flatten(OmegaConf.to_container(OmegaConf.create(nodes), resolve=True)))
     path = folder / _SETTINGS_FILE
     by_seed = read_json(path) or {}
-    before = by_seed.setdefault(str(cfg.seed), settings)
+    before = settings if is_new else by_seed.get(str(cfg.seed), settings)
     for key in sorted(settings.keys() | before.keys()):
         if settings.get(key) != before.get(key):
             raise ValueError(
                 f"pool {folder} was drawn with {key}={before.get(key)} under seed {cfg.seed}, "
                 f"now it is {settings.get(key)}: name another paths.pool_dir or seed"
             )
-    write_json(path, by_seed)
+    write_json(path, {**by_seed, str(cfg.seed): settings})
 
 
 def _flatten(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -195,7 +200,7 @@ def _watch(service: SynthesisService, tally: _Tally, console: Console) -> Iterat
 def _raise_on_error(report: ServiceReport, earlier_pids: set[int]) -> None:
     """End when a generator has met an error, which would come again, or is given up."""
     has_failed = any(s.state == "failed" and s.pid not in earlier_pids for s in report.statuses)
-    if report.num_deaths and (has_failed or report.given_up):
+    if report.given_up or (report.num_deaths and has_failed):
         raise GenerationError(_reason(report))
 
 
@@ -231,6 +236,8 @@ def main(cfg: DictConfig) -> None:
         figures = generate(cfg, console)
     except (OSError, ValueError, GenerationError) as error:
         raise SystemExit(f"{error}") from None
+    except InstantiationException as error:  # what a constructor said of its settings
+        raise SystemExit(f"{error.__cause__ or error}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; {_go_on(folder)}") from None
     console.print(rejections_table(folder, figures, _statuses(folder, cfg)))

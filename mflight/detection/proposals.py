@@ -8,30 +8,47 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import clip_boxes_to_image
 
 
 class ProposalNetwork(RegionProposalNetwork):
     """torchvision's network, whose loss leaves out the anchors inside the targets' ``ignore_boxes``.
 
     Targets without that key, or with an empty one, give torchvision's numbers to the bit.
+    ``image_sizes`` holds ``(H, W)`` in px of the batch at hand, padding left out.
 
     Args:
-        ignore_overlap: share of an anchor's own area from which it counts as inside, in (0, 1].
+        ignore_overlap: share of an anchor's area in the image from which it counts as inside, in (0, 1].
         **kwargs: the arguments of torchvision's ``RegionProposalNetwork``.
     """
 
     def __init__(self, *, ignore_overlap: float = 0.5, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.ignore_overlap = ignore_overlap
+        self.image_sizes: list[tuple[int, int]] = []
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return the proposals of each image and, in training, the losses; as torchvision's network does."""
+        self.image_sizes = images.image_sizes
+        return super().forward(images, features, targets)
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Sequence[Mapping[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each image the labels of its anchors (1, 0, or -1 for left out) and their boxes."""
         labels, matched_boxes = super().assign_targets_to_anchors(anchors, targets)
-        for image_labels, image_anchors, target in zip(labels, anchors, targets, strict=True):
-            inside = is_ignored(image_anchors, target, self.ignore_overlap)
+        for image_labels, image_anchors, target, size_hw in zip(
+            labels, anchors, targets, self.image_sizes, strict=True
+        ):
+            visible = clip_boxes_to_image(image_anchors, size_hw)  # as proposals are, which are sampled later
+            inside = is_ignored(visible, target, self.ignore_overlap)
             if inside is not None:
                 image_labels[inside & (image_labels == 0)] = -1.0
         return labels, matched_boxes
@@ -58,7 +75,7 @@ def is_ignored(boxes: Tensor, target: Mapping[str, Tensor], overlap: float) -> T
         overlap: share of a box's own area that one of the parts must cover, in (0, 1].
 
     Returns:
-        bool[R], or ``None`` where the target has no such part.
+        bool[R], false for a box without area; or ``None`` where the target has no such part.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 4, 4], [3.0, 0, 7, 4]])
@@ -73,4 +90,4 @@ def is_ignored(boxes: Tensor, target: Mapping[str, Tensor], overlap: float) -> T
     high = torch.minimum(boxes[:, None, 2:], parts[None, :, 2:])
     shared_area = (high - low).clamp(min=0).prod(dim=2)  # [R, M]
     own_area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return (shared_area >= overlap * own_area[:, None]).any(dim=1)
+    return (shared_area >= overlap * own_area[:, None]).any(dim=1) & (own_area > 0)

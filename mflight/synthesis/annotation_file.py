@@ -88,6 +88,7 @@ class AnnotationFile:
             )
             categories = msgspec.json.decode(sections["categories"], type=list[dict[str, Any]])
             image_ids = [msgspec.json.decode(entry, type=_Image).id for entry in images]
+            _check_named(categories)
             instances = [msgspec.json.decode(entry, type=_Instance) for entry in annotations]
         except (msgspec.DecodeError, KeyError) as error:
             raise ValueError(f"{path} is no LVIS- or COCO-format annotation file: {error}") from error
@@ -143,3 +144,11 @@ def _write_list(
         file.write(separator + entry)
         separator = b",\n"
     file.write(b"]")
+
+
+def _check_named(categories: list[dict[str, Any]]) -> None:
+    """Raise KeyError unless each class has its id and name."""
+    for entry in categories:
+        for key in ("id", "name"):
+            if key not in entry:
+                raise KeyError(f"a category without {key!r}: {entry}")

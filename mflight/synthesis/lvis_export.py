@@ -58,7 +58,8 @@ def export_pool(
     what is added. Nobody has looked for other classes in a synthetic image, so ``neg_category_ids`` is empty;
     and nobody has counted the objects of its own classes, so all that it was asked for, also those whose
     region was rejected, are in ``not_exhaustive_category_ids``. A file to merge that is not in this format,
-    or lacks a class of the pool, is a ValueError.
+    or lacks a class of the pool, is a ValueError. So is an ``output`` that holds the pool or that file, or
+    that is no earlier export; one that exists is a FileExistsError unless ``overwrite`` is set.
 
     Args:
         pool_dir: the pool folder.
@@ -75,15 +76,13 @@ def export_pool(
 
     Raises:
         FileNotFoundError: if there is no pool, or no file to merge.
-        FileExistsError: if ``output`` exists and ``overwrite`` is not set.
     """
     pool_dir, output = Path(pool_dir), Path(output).absolute()
     if not (pool_dir / "pool.json").is_file():
         raise FileNotFoundError(f"{pool_dir} is no pool: it has no pool.json")
     if merge is not None and not Path(merge).is_file():
         raise FileNotFoundError(f"the file to merge must be an annotation file, found no file at {merge}")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists already; --overwrite replaces it")
+    _check_replaceable(output, [pool_dir, *([] if merge is None else [Path(merge)])], overwrite)
     base = AnnotationFile.read(merge)
     with _appearing(output) as folder:
         (folder / IMAGE_FOLDER).mkdir()
@@ -95,6 +94,22 @@ def export_pool(
             os.fsync(file.fileno())
     added = export.added
     return ExportCounts(len(added.images), len(added.annotations), len(base.images), export.num_unreadable)
+
+
+def _check_replaceable(output: Path, sources: Sequence[Path], overwrite: bool) -> None:
+    """Raise unless ``output`` is free, or an earlier export that may go and holds nothing that is read."""
+    for source in sources:
+        if source.resolve().is_relative_to(output.resolve()):
+            raise ValueError(f"the output must not hold what is read, but {source} lies in {output}")
+    if not output.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{output} exists already; --overwrite replaces it")
+    if not output.is_dir():
+        raise ValueError(f"only an earlier export can be replaced, {output} is a file")
+    foreign = sorted({entry.name for entry in output.iterdir()} - {ANNOTATION_FILE, IMAGE_FOLDER})
+    if foreign:
+        raise ValueError(f"only an earlier export can be replaced, {output} also holds {foreign[0]!r}")
 
 
 class _Export:

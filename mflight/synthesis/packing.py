@@ -59,7 +59,7 @@ def encode_sample(sample: PoolSample, image_format: Literal["jpeg", "png"], jpeg
     Raises:
         PoolError: if the id or the image is not of the form that ``PoolSample`` states.
     """
-    if not _SAMPLE_ID.match(sample.sample_id):
+    if not _SAMPLE_ID.fullmatch(sample.sample_id):
         raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', got {sample.sample_id!r}")
     image = sample.image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -101,6 +101,8 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
         sample = PoolSample(image=image, **about)
     except (tarfile.TarError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise PoolError(f"sample {sample_id}: its members are not a sample's ({error})") from error
+    if not _SAMPLE_ID.fullmatch(sample_id):  # it becomes a file name
+        raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', the pool holds {sample_id!r}")
     if sample.sample_id != sample_id:
         raise PoolError(f"sample {sample_id}: the shard holds {sample.sample_id!r} at its place")
     return sample
@@ -111,7 +113,7 @@ def stored_image(span: bytes) -> tuple[bytes, str]:
     with tarfile.open(fileobj=io.BytesIO(span)) as archive:
         for member in archive:
             suffix = os.path.splitext(member.name)[1]
-            if suffix != ".json":
+            if suffix in (".jpg", ".png"):
                 return archive.extractfile(member).read(), suffix
     raise PoolError(f"no image among the tar members of {len(span)} bytes")
 

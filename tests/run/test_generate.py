@@ -187,6 +187,23 @@ def test_other_settings_under_the_same_seed_are_refused(tmp_path):
         here([*squares(tmp_path, drop_every=2), "num_requests=1"])
 
 
+def test_settings_may_change_until_the_seed_has_given_something(tmp_path):
+    with pytest.raises(GenerationError, match="request 0 is cursed"):
+        here([*squares(tmp_path, error_at=0), "num_samples=1"])
+    assert here([*squares(tmp_path), "num_samples=1"]) == {"kept": 1, "dropped": 0}
+
+
+def test_a_gap_is_filled_although_later_requests_are_answered(tmp_path):
+    overrides = [*squares(tmp_path), "num_samples=null", "num_requests=3"]
+    planner, synthesizer = instantiate(PLANNER, _convert_="all"), instantiate(SYNTHESIZER | {"device": "cpu"})
+    with PoolWriter(tmp_path / "pool", "w1") as writer:  # of a second device, which was faster
+        for index in (1, 2, 4):
+            (result,) = synthesizer.synthesize([planner.request(index)])
+            writer.append(result.sample(), index=index)
+    assert here(overrides) == {"kept": 3, "dropped": 0}
+    assert sorted(contents(tmp_path / "pool")[0]) == [*WANTED[:3], "7-00000004"]
+
+
 def test_what_is_missing_is_named_before_anything_is_drawn(tmp_path):
     overrides = squares(tmp_path)
     with pytest.raises(ValueError, match="num_samples or num_requests must be set, both are null"):

@@ -24,6 +24,12 @@ BOXES = torch.tensor(
 LABELS = [1, -1, -1, 0, 0, 0]
 
 
+def network_on_one_image():
+    network = build_tiny().rpn
+    network.image_sizes = [(SIDE, SIDE)]
+    return network
+
+
 def target(*, boxes=(OBJECT,), ignore_boxes=(PART,), labels=(2,)):
     return {
         "boxes": torch.tensor(boxes).reshape(-1, 4),
@@ -57,7 +63,7 @@ def test_no_parts_leave_nothing_out():
 
 
 def test_anchors_inside_a_part_are_neither_positive_nor_negative():
-    network = build_tiny().rpn
+    network = network_on_one_image()
     (labels,), (matched,) = network.assign_targets_to_anchors([BOXES], [target()])
     assert isinstance(network, ProposalNetwork)
     assert labels.tolist() == LABELS
@@ -68,8 +74,17 @@ def test_anchors_inside_a_part_are_neither_positive_nor_negative():
 
 def test_an_anchor_that_matches_an_instance_stays_positive_inside_a_part():
     covered = target(ignore_boxes=([0.0, 0, 64, 64],))
-    (labels,), _ = build_tiny().rpn.assign_targets_to_anchors([BOXES], [covered])
+    (labels,), _ = network_on_one_image().assign_targets_to_anchors([BOXES], [covered])
     assert labels.tolist() == [1, -1, -1, -1, -1, -1]
+
+
+def test_only_what_an_anchor_shows_of_the_image_counts():
+    anchors = torch.tensor(
+        [[-48.0, 0, 16, 32], [48.0, 8, 112, 24], [80.0, 0, 96, 16]]
+    )  # the last shows nothing
+    parts = target(boxes=(), ignore_boxes=([0.0, 0, 16, 64], [48.0, 16, 64, 64]))
+    (labels,), _ = network_on_one_image().assign_targets_to_anchors([anchors], [parts])
+    assert labels.tolist() == [-1, -1, 0]
 
 
 def test_proposals_inside_a_part_are_never_sampled():
@@ -116,6 +131,7 @@ def test_what_lies_in_a_part_moves_no_loss():
         post_nms_top_n={"training": 10, "testing": 10},
         nms_thresh=0.7,
     )
+    network.image_sizes = [(SIDE, SIDE)]
     objectness = torch.zeros(len(BOXES), 1, requires_grad=True)
     deltas = torch.zeros(len(BOXES), 4, requires_grad=True)
     labels, matched = network.assign_targets_to_anchors([BOXES], [target()])

@@ -146,17 +146,40 @@ def test_nothing_half_written_stays(pool, real, tmp_path):
 
 def test_an_existing_folder_is_refused_and_survives_a_failed_overwrite(pool, real, tmp_path):
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("precious")
+    export_pool(pool, out, merge=real)
+    before = (out / "annotations.json").read_bytes()
     with pytest.raises(FileExistsError, match=r"out exists already; --overwrite replaces it"):
         export_pool(pool, out)
     real.write_text("[]")
     with pytest.raises(ValueError, match=r"train\.json is no LVIS- or COCO-format annotation file"):
         export_pool(pool, out, merge=real, overwrite=True)
-    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert (out / "annotations.json").read_bytes() == before
     export_pool(pool, out, overwrite=True)
+    assert len(read(out)["images"]) == 5
     assert sorted(path.name for path in out.iterdir()) == ["annotations.json", "synthetic"]
     assert {path.name for path in tmp_path.iterdir()} == {"out", "real"}
+
+
+def test_only_an_earlier_export_is_overwritten_never_what_is_read(pool, real, tmp_path):
+    for output in (pool, pool.parent):
+        with pytest.raises(ValueError, match=f"the output must not hold what is read, but {pool} lies in"):
+            export_pool(pool, output, overwrite=True)
+    with pytest.raises(ValueError, match=r"train\.json lies in"):
+        export_pool(pool, real.parent, merge=real, overwrite=True)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"mine also holds 'thesis\.tex'"):
+        export_pool(pool, folder, overwrite=True)
+    with pytest.raises(ValueError, match=r"thesis\.tex is a file"):
+        export_pool(pool, folder / "thesis.tex", overwrite=True)
+    assert (folder / "thesis.tex").read_text() == "precious" and len(samples_of(pool)) == 5
+
+
+def test_a_class_without_a_name_is_told(pool, real, tmp_path):
+    real.write_text(real.read_text().replace('"name": "kite", ', ""))
+    with pytest.raises(ValueError, match="a category without 'name'"):
+        export_pool(pool, tmp_path / "out", merge=real)
 
 
 def test_missing_inputs_are_named(pool, tmp_path):

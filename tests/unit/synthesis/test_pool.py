@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from mflight.synthesis.packing import decode_sample, encode_sample
 from mflight.synthesis.pool import PoolReader, PoolWriter
 from mflight.synthesis.shards import PoolError
 from tests.unit.synthesis.squares import make_sample
@@ -215,6 +216,11 @@ def test_bad_names_and_images_are_refused(tmp_path):
             writer.append(type(sample)("../x", sample.image, [], [], {}))
         with pytest.raises(PoolError, match=r"float64\[2, 2, 3\]"):
             writer.append(type(sample)("x", np.zeros((2, 2, 3)), [], [], {}))
+
+
+def test_an_id_that_would_be_a_path_is_not_read():
+    with pytest.raises(PoolError, match=r"letters, digits, '_' or '-', the pool holds '\.\./x'"):
+        decode_sample(encode_sample(make_sample(0), "png", 90), "../x")
 
 
 def test_a_refusing_disk_leaves_the_series_as_it_was(tmp_path, monkeypatch):
