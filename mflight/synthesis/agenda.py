@@ -7,7 +7,10 @@ from mflight.synthesis.throttle import Throttle
 
 
 class Agenda:
-    """Hands out the request indices of one worker: w, w + W, w + 2 W, ..., without those already answered.
+    """Hands out the request indices of one worker, without those already answered.
+
+    Worker w of W takes the blocks w, w + W, w + 2 W, ... of ``block_size`` consecutive requests each, so that
+    what is drawn together is of neighbours, which share the shapes of their regions.
 
     With ``num_samples`` N the workers together answer exactly the requests ``0 .. L - 1`` of which the last
     one gives sample N. A request is handed out only if it is surely among these: if it would be so even when
@@ -19,6 +22,7 @@ class Agenda:
         request_id: gives the id of the request at an index.
         worker_index: w.
         num_workers: W.
+        block_size: consecutive requests that go to the same worker.
         max_requests: requests are handed out up to this index; None has no end.
         num_samples: N; None has no goal.
     """
@@ -30,6 +34,7 @@ class Agenda:
         *,
         worker_index: int = 0,
         num_workers: int = 1,
+        block_size: int = 1,
         max_requests: int | None = None,
         num_samples: int | None = None,
     ):
@@ -37,7 +42,8 @@ class Agenda:
         self._max_requests, self._num_samples = max_requests, num_samples
         self._limit, self._limit_of = 0, -1
         answered = throttle.answered_ids
-        indices = itertools.count(worker_index, num_workers)
+        blocks = itertools.count(worker_index, num_workers)
+        indices = (block * block_size + place for block in blocks for place in range(block_size))
         self._indices = (index for index in indices if request_id(index) not in answered)
         self._next = next(self._indices)
 

@@ -39,7 +39,7 @@ class WorkerSpec:
         planner: config of the planner, with ``_target_``.
         synthesizer: config of the synthesizer, with ``_target_``; a value ``auto`` under a key ``device``
             becomes this worker's device.
-        worker_index: w of W; the worker takes the requests w, w + W, w + 2 W, ...
+        worker_index: w of W; the worker takes the blocks w, w + W, ... of ``batch_size`` requests each.
         num_workers: W.
         batch_size: requests drawn at once; halved when the device's memory does not suffice.
         num_threads: CPU threads of this process.
@@ -140,6 +140,7 @@ class _Worker:
             self._planner.request_id,
             worker_index=self._spec.worker_index,
             num_workers=self._spec.num_workers,
+            block_size=self._spec.batch_size,
             max_requests=self._spec.max_requests,
             num_samples=self._spec.num_samples,
         )

@@ -17,7 +17,7 @@ def request_id(index):
 class Worker:
     """Answers one batch at a time, as a generator process does."""
 
-    def __init__(self, folder, index, num_workers, num_samples, max_requests=None):
+    def __init__(self, folder, index, num_workers, num_samples, max_requests=None, block_size=1):
         self.writer = PoolWriter(folder, f"w{index}")
         self.throttle = Throttle(folder)
         self.agenda = Agenda(
@@ -25,6 +25,7 @@ class Worker:
             request_id,
             worker_index=index,
             num_workers=num_workers,
+            block_size=block_size,
             num_samples=num_samples,
             max_requests=max_requests,
         )
@@ -58,9 +59,15 @@ def run_to_end(workers, batch_sizes):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("block_size", [1, 4])
 @pytest.mark.parametrize("batch_sizes", [[1], [3], [100], [4, 1]])
-def test_the_same_requests_are_answered_whatever_batch_and_workers(tmp_path, num_workers, batch_sizes):
-    workers = [Worker(tmp_path, index, num_workers, num_samples=7) for index in range(num_workers)]
+def test_the_same_requests_are_answered_whatever_batch_and_workers(
+    tmp_path, num_workers, batch_sizes, block_size
+):
+    workers = [
+        Worker(tmp_path, index, num_workers, num_samples=7, block_size=block_size)
+        for index in range(num_workers)
+    ]
     answered = run_to_end(workers, batch_sizes)
     assert sorted(answered) == list(range(11))  # 0 3 4 6 7 8 10 are kept; 1 2 5 9 are not
 
@@ -84,3 +91,9 @@ def test_the_bound_of_requests_ends_before_the_goal(tmp_path):
     assert run_to_end([Worker(tmp_path, 0, 1, num_samples=50, max_requests=4)], [3]) == [0, 1, 2, 3]
     without_goal = Worker(tmp_path, 0, 1, num_samples=None, max_requests=6)
     assert run_to_end([without_goal], [100]) == [4, 5]
+
+
+def test_neighbours_go_to_the_same_worker(tmp_path):
+    workers = [Worker(tmp_path, i, 2, num_samples=None, max_requests=16, block_size=4) for i in range(2)]
+    batches = [[worker.agenda.take(4) for worker in workers] for _ in range(2)]
+    assert batches == [[[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10, 11], [12, 13, 14, 15]]]
