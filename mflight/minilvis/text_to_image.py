@@ -16,6 +16,7 @@ from mflight.minilvis.training_scenes import draw_captioned_scene, draw_size
 
 MAX_OBJECTS = 2
 _ONE_OBJECT_SHARE = 0.9  # the first 7,700 steps of the shipped checkpoint saw 0.7
+_RADIUS_RATIO_RANGE = (0.32, 0.5)  # and the first 13,100 the patch codes' range
 _TEXT_WIDTH = 96
 
 
@@ -90,7 +91,12 @@ def draw_batch(
     images, captions, objects = [], [], []
     object_masks = torch.zeros(batch_size, MAX_OBJECTS, *grid_hw)
     for row in range(batch_size):
-        scene, caption = draw_captioned_scene(size_hw, draws, one_object_share=_ONE_OBJECT_SHARE)
+        scene, caption = draw_captioned_scene(
+            size_hw,
+            draws,
+            one_object_share=_ONE_OBJECT_SHARE,
+            radius_ratio_range=_RADIUS_RATIO_RANGE,
+        )
         if draws.random() < unconditional_ratio:
             caption = Caption("", ())
         for slot, mask in enumerate(scene.masks[: len(caption.name_spans)]):

@@ -13,6 +13,8 @@ SIDES_PX = (48, 56, 64, 72)
 """Sides of the training scenes: the regions of a jittered mosaic have such sides."""
 
 ONE_OBJECT_SHARE = 0.7
+RADIUS_RATIO_RANGE = (0.27, 0.47)
+"""Radius of an object that is alone, over the scene's shorter side."""
 
 
 def draw_size(draws: np.random.Generator) -> tuple[int, int]:
@@ -21,7 +23,11 @@ def draw_size(draws: np.random.Generator) -> tuple[int, int]:
 
 
 def draw_captioned_scene(
-    size_hw: tuple[int, int], draws: np.random.Generator, *, one_object_share: float = ONE_OBJECT_SHARE
+    size_hw: tuple[int, int],
+    draws: np.random.Generator,
+    *,
+    one_object_share: float = ONE_OBJECT_SHARE,
+    radius_ratio_range: tuple[float, float] = RADIUS_RATIO_RANGE,
 ) -> tuple[Scene, Caption]:
     """Draw one or two objects of any classes and breeds, all equally likely, with their caption.
 
@@ -29,6 +35,7 @@ def draw_captioned_scene(
         size_hw: ``(H, W)`` of the scene, in px.
         draws: the source of everything.
         one_object_share: how often the scene holds one object only, as the regions of a mosaic do.
+        radius_ratio_range: radius of an object that is alone, over the scene's shorter side.
 
     Returns:
         the scene, and its caption; ``caption.name_spans`` follows the order of ``scene.placements``.
@@ -38,7 +45,8 @@ def draw_captioned_scene(
     background = list(BACKGROUNDS)[draws.integers(len(BACKGROUNDS))]
     species = [SPECIES[draws.integers(len(SPECIES))]]
     if draws.random() < one_object_share:
-        placements = [draw_placement(species[0], size_hw, (0.27 * side, 0.47 * side), draws)]
+        low, high = radius_ratio_range
+        placements = [draw_placement(species[0], size_hw, (low * side, high * side), draws)]
     else:
         species.append(SPECIES[draws.integers(len(SPECIES))])
         placements = [draw_placement(species[0], size_hw, (0.18 * side, 0.28 * side), draws)]
