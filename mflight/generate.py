@@ -107,7 +107,7 @@ class _Tally:
     def _answer(self, index: int) -> bool | None:
         """Return whether the request gave a sample; None where it is still open."""
         request_id = self._planner.request_id(index)
-        if request_id in self._kept_ids:
+        if request_id in self._kept_ids or request_id in self._reader.evicted_ids:
             return True
         return False if request_id in self._reader.dropped_ids else None
 

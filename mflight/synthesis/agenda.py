@@ -41,10 +41,9 @@ class Agenda:
         self._throttle, self._request_id = throttle, request_id
         self._max_requests, self._num_samples = max_requests, num_samples
         self._limit, self._limit_of = 0, -1
-        answered = throttle.answered_ids
         blocks = itertools.count(worker_index, num_workers)
         indices = (block * block_size + place for block in blocks for place in range(block_size))
-        self._indices = (index for index in indices if request_id(index) not in answered)
+        self._indices = (index for index in indices if not throttle.is_answered(request_id(index)))
         self._next = next(self._indices)
 
     def take(self, count: int) -> list[int]:
@@ -63,8 +62,7 @@ class Agenda:
         limit = self._current_limit()
         if limit is None or self._next < limit:
             return False
-        answered = self._throttle.answered_ids
-        return all(self._request_id(index) in answered for index in range(limit))
+        return all(self._throttle.is_answered(self._request_id(index)) for index in range(limit))
 
     def _current_limit(self) -> int | None:
         """Return the first index that is not surely wanted, by the answers known now."""

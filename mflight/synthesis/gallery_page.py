@@ -150,8 +150,8 @@ def _dropped_lines(folder: Path) -> Iterable[DroppedLine]:
     for path in list_indexes(folder):
         try:
             lines = IndexTail(path).read_new()
-        except PoolError:
-            continue  # the reader has said so
+        except (PoolError, FileNotFoundError):
+            continue  # the reader has said so, or the shard has made room
         for line in lines:
             if isinstance(line, DroppedLine) and line.sample_id not in seen:
                 seen.add(line.sample_id)

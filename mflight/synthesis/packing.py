@@ -13,6 +13,7 @@ from PIL import Image
 
 from mflight.synthesis.shards import PoolError
 
+_SUFFIX_OF_START = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png"}
 _SAMPLE_ID = re.compile(r"^[A-Za-z0-9_-]{1,80}$")  # no dot: WebDataset takes the name up to the first one
 
 
@@ -36,6 +37,25 @@ class PoolSample:
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class EncodedSample:
+    """One synthetic image as a file, with its instances; to pass a sample on without encoding it again.
+
+    Attributes:
+        sample_id: as in ``PoolSample``.
+        picture: bytes of a JPEG or PNG file.
+        annotations: as in ``PoolSample``.
+        regions: as in ``PoolSample``.
+        provenance: as in ``PoolSample``.
+    """
+
+    sample_id: str
+    picture: bytes
+    annotations: list[dict[str, Any]]
+    regions: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+
 def count_rejected(regions: list[dict[str, Any]]) -> dict[str, int]:
     """Return how many regions each rule rejected."""
     counts: dict[str, int] = {}
@@ -45,22 +65,36 @@ def count_rejected(regions: list[dict[str, Any]]) -> dict[str, int]:
     return counts
 
 
-def encode_sample(sample: PoolSample, image_format: Literal["jpeg", "png"], jpeg_quality: int) -> bytes:
+def encode_sample(
+    sample: PoolSample | EncodedSample, image_format: Literal["jpeg", "png"], jpeg_quality: int
+) -> bytes:
     """Pack a sample as tar members ``<sample_id>.jpg`` (or ``.png``) and ``<sample_id>.json``.
 
     Args:
         sample: the image and its instances.
-        image_format: ``"jpeg"`` or ``"png"``.
+        image_format: ``"jpeg"`` or ``"png"``; an encoded sample keeps its own.
         jpeg_quality: 1 to 100.
 
     Returns:
         The members with their headers, padded to 512 bytes.
 
     Raises:
-        PoolError: if the id or the image is not of the form that ``PoolSample`` states.
+        PoolError: if the id or the image is not of the form that ``PoolSample`` or ``EncodedSample`` states.
     """
     if not _SAMPLE_ID.fullmatch(sample.sample_id):
         raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', got {sample.sample_id!r}")
+    encoded = isinstance(sample, EncodedSample)
+    picture = sample.picture if encoded else _encode_image(sample, image_format, jpeg_quality)
+    suffix = next((suffix for start, suffix in _SUFFIX_OF_START.items() if picture.startswith(start)), None)
+    if suffix is None:
+        raise PoolError(f"sample {sample.sample_id}: picture must be a JPEG or PNG, begins {picture[:8]!r}")
+    about = {name: getattr(sample, name) for name in ("sample_id", "annotations", "regions", "provenance")}
+    return _tar_member(sample.sample_id + suffix, picture) + _tar_member(
+        sample.sample_id + ".json", msgspec.json.encode(about)
+    )
+
+
+def _encode_image(sample: PoolSample, image_format: str, jpeg_quality: int) -> bytes:
     image = sample.image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype}{list(image.shape)}"
@@ -71,11 +105,7 @@ def encode_sample(sample: PoolSample, image_format: Literal["jpeg", "png"], jpeg
     else:
         # 4:4:4, because halved chroma smears colour over the masks' edges
         Image.fromarray(image).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
-    about = {name: getattr(sample, name) for name in ("sample_id", "annotations", "regions", "provenance")}
-    suffix = ".png" if image_format == "png" else ".jpg"
-    return _tar_member(sample.sample_id + suffix, buffer.getvalue()) + _tar_member(
-        sample.sample_id + ".json", msgspec.json.encode(about)
-    )
+    return buffer.getvalue()
 
 
 def decode_sample(span: bytes, sample_id: str) -> PoolSample:

@@ -1,28 +1,25 @@
 """The pool of synthetic images: a folder that generators append to and trainers read. No torch, no pickle."""
 
 import json
-import logging
 import time
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mflight.synthesis.packing import PoolSample, count_rejected, decode_sample, encode_sample
+from mflight.synthesis.follow import PoolTail
+from mflight.synthesis.packing import EncodedSample, PoolSample, count_rejected, decode_sample, encode_sample
 from mflight.synthesis.series import SeriesCounts, ShardSeries
 from mflight.synthesis.shards import (
     FORMAT_NAME,
     FORMAT_VERSION,
     DroppedLine,
-    IndexTail,
+    IndexLine,
     PoolError,
     SampleLine,
-    list_indexes,
     read_span,
-    shard_path,
 )
 from mflight.synthesis.signals import write_json
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +81,14 @@ class PoolWriter:
 
     @property
     def counts(self) -> SeriesCounts:
-        """What this writer's series holds, from its first day on."""
+        """What this writer's series has held from its first day on, evicted shards included."""
         return self._series.counts
 
-    def append(self, sample: PoolSample, *, index: int = 0, demand_step: int = 0) -> None:
+    def append(self, sample: PoolSample | EncodedSample, *, index: int = 0, demand_step: int = 0) -> None:
         """Put a sample on disk and acknowledge it.
 
         Args:
-            sample: the image and its instances.
+            sample: the image and its instances; an encoded one is stored as it is.
             index: number of the request that it answers.
             demand_step: the training step whose demand the request followed.
         """
@@ -144,8 +141,8 @@ class PoolReader:
     """Follows the indexes of a pool folder and reads samples by place; any number of readers may do so.
 
     What is torn or foreign is logged once, noted in ``set_aside`` (file, or shard and offset, to the reason)
-    and never read; a folder of another format is refused with a ``PoolError``. ``dropped_ids`` names the
-    requests whose canvases were dropped.
+    and never read; a folder of another format is refused with a ``PoolError``. What it holds grows with the
+    samples that are in the pool, not with those that were.
 
     Args:
         folder: the pool folder; it may appear later.
@@ -153,35 +150,47 @@ class PoolReader:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.set_aside: dict[str, str] = {}
-        self.dropped_ids: set[str] = set()
-        self._tails: dict[str, IndexTail] = {}
-        self._places: dict[str, tuple[str, int]] = {}
+        self._tail = PoolTail(self.folder)
+        self._places: dict[str, tuple[str, int, int]] = {}
+        self._ids_in_shard: dict[str, list[str]] = {}
+        self._newly_evicted: list[str] = []
         check_pool_format(self.folder)
+
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """What was torn or foreign, and why."""
+        return self._tail.set_aside
+
+    @property
+    def dropped_ids(self) -> Set[str]:
+        """The requests whose canvases were dropped."""
+        return self._tail.dropped_ids
+
+    @property
+    def evicted_ids(self) -> Set[str]:
+        """The samples that have made room for others."""
+        return self._tail.evicted_ids
+
+    @property
+    def newly_evicted(self) -> Sequence[str]:
+        """Ids of the samples that ``poll`` had returned before and that its last call found evicted."""
+        return self._newly_evicted
 
     def poll(self) -> list[SampleRef]:
         """Return the samples acknowledged since the last call, in order of their requests.
 
         A sample that comes again at another place (its first shard was damaged) is returned again.
         """
+        self._newly_evicted = []
+        for stem in self._tail.read_evicted():
+            self._forget(f"{stem}.tar")
         refs: list[SampleRef] = []
-        for path in list_indexes(self.folder):
-            if path.name in self.set_aside:
-                continue
-            tail = self._tails.setdefault(path.name, IndexTail(path))
-            try:
-                lines = tail.read_new()
-            except (PoolError, OSError) as error:
-                self._put_aside(path.name, str(error))
-                continue
-            if lines:
-                self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
-                samples = [line for line in lines if isinstance(line, SampleLine)]
-                refs.extend(self._new_refs(shard_path(path), samples))
+        for stem, lines in self._tail.read_new():
+            refs.extend(self._new_refs(f"{stem}.tar", lines))
         return sorted(refs, key=lambda ref: (ref.index, ref.sample_id))
 
     def read(self, ref: SampleRef) -> PoolSample:
-        """Read one sample; a ``PoolError`` tells what is missing, torn or not a sample's.
+        """Read one sample; a ``PoolError`` tells what is missing, evicted, torn or not a sample's.
 
         Args:
             ref: from ``poll``, of this reader or of another one of the same folder.
@@ -192,23 +201,27 @@ class PoolReader:
         span = read_span(self.folder / ref.shard, ref.offset, ref.size, ref.crc32)
         return decode_sample(span, ref.sample_id)
 
-    def _new_refs(self, shard: Path, lines: list[SampleLine]) -> list[SampleRef]:
-        shard_bytes = shard.stat().st_size if shard.exists() else 0
+    def _forget(self, shard: str) -> None:
+        for sample_id in self._ids_in_shard.pop(shard, ()):
+            place = self._places.get(sample_id)
+            if place is not None and place[0] == shard:
+                del self._places[sample_id]
+                self._newly_evicted.append(sample_id)
+
+    def _new_refs(self, shard: str, lines: list[IndexLine]) -> list[SampleRef]:
         refs = []
         for line in lines:
-            place = (shard.name, line.offset)
-            if line.offset + line.size > shard_bytes:
-                reason = (
-                    f"torn, {shard_bytes} bytes, sample {line.sample_id} ends at {line.offset + line.size}"
-                )
-                self._put_aside(f"{shard.name}@{line.offset}", f"{shard.name}: {reason}")
-            elif self._places.get(line.sample_id) != place:
+            if not isinstance(line, SampleLine):
+                continue
+            place = (shard, line.offset, line.crc32)
+            if self._places.get(line.sample_id) != place:
                 self._places[line.sample_id] = place
+                self._ids_in_shard.setdefault(shard, []).append(line.sample_id)
                 refs.append(
                     SampleRef(
                         sample_id=line.sample_id,
                         index=line.index,
-                        shard=shard.name,
+                        shard=shard,
                         offset=line.offset,
                         size=line.size,
                         crc32=line.crc32,
@@ -217,11 +230,6 @@ class PoolReader:
                     )
                 )
         return refs
-
-    def _put_aside(self, name: str, reason: str) -> None:
-        if name not in self.set_aside:
-            self.set_aside[name] = reason
-            logger.warning("set aside in the pool: %s", reason)
 
 
 def check_pool_format(folder: Path) -> bool:

@@ -1,21 +1,22 @@
 """One writer's series of shards: exclusive, append-only, and whole again after any kill. No torch."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
-import socket
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from mflight.synthesis.eviction import EvictionLog, remove_leftovers
+from mflight.synthesis.locks import SeriesLock, hold_pool
 from mflight.synthesis.shards import (
     FORMAT_NAME,
     FORMAT_VERSION,
     DroppedLine,
+    EvictedLine,
     IndexLine,
     PoolError,
     SampleLine,
@@ -24,12 +25,14 @@ from mflight.synthesis.shards import (
     acknowledged_bytes,
     complete_lines,
     encode_line,
+    fsync_folder,
     index_path,
     list_indexes,
     parse_lines,
     read_span,
     shard_path,
     split_index_name,
+    write_all,
 )
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ _END_OF_TAR = bytes(1024)
 
 @dataclass
 class SeriesCounts:
-    """What a series holds, counted from its index lines: exact after any restart."""
+    """What a series has held from its first day on, evicted shards included: exact after any restart."""
 
     samples: int = 0
     dropped: int = 0
@@ -55,42 +58,15 @@ class SeriesCounts:
             self.size_bytes += line.size
         elif isinstance(line, DroppedLine):
             self.dropped += 1
+        elif isinstance(line, EvictedLine):
+            self.samples += len(line.sample_ids)
+            self.dropped += len(line.dropped_ids)
+            self.size_bytes += line.size_bytes
         else:
             return
         self.regions += line.num_regions
         for rule, count in line.rejected.items():
             self.rejected[rule] = self.rejected.get(rule, 0) + count
-
-
-class SeriesLock:
-    """Keeps a series to one living writer; the kernel frees it when that process dies, however it dies.
-
-    Args:
-        folder: the pool folder.
-        writer_name: whose series it is.
-
-    Raises:
-        PoolError: if another writer, here or in another process, holds the series.
-    """
-
-    def __init__(self, folder: Path, writer_name: str):
-        path = folder / f"writer-{writer_name}.lock"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.pread(self._descriptor, 200, 0).decode(errors="replace") or "an unknown process"
-            os.close(self._descriptor)
-            raise PoolError(
-                f"pool writer {writer_name!r} is in use by {owner}; every writer needs a name of its own"
-            ) from error
-        owner = f"pid {os.getpid()} on {socket.gethostname()}"
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, owner.encode(), 0)
-
-    def release(self) -> None:
-        """Let another writer take the series over."""
-        os.close(self._descriptor)
 
 
 class ShardSeries:
@@ -120,7 +96,8 @@ class ShardSeries:
         self.counts = SeriesCounts()
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.close)
-            self._reopen()
+            with hold_pool(folder, wait=True):
+                self._reopen()
             on_error.pop_all()
 
     def append(self, span: bytes, line: SampleLine) -> SampleLine:
@@ -156,9 +133,9 @@ class ShardSeries:
         text = encode_line(line)
         try:
             if span:
-                _write_all(self._tar, span)
+                write_all(self._tar, span)
                 os.fsync(self._tar)
-            _write_all(self._index, text)
+            write_all(self._index, text)
             os.fsync(self._index)
         except OSError:
             with contextlib.suppress(OSError):
@@ -171,20 +148,26 @@ class ShardSeries:
     def _seal(self) -> None:
         self._write(b"", SealLine(size=self._tar_bytes))
         with contextlib.suppress(OSError):  # the end mark is a courtesy to `tar`; readers go by the index
-            _write_all(self._tar, _END_OF_TAR)
+            write_all(self._tar, _END_OF_TAR)
         self._begin(self._number + 1)
 
     def _reopen(self) -> None:
-        number = -1
+        """Go on with the newest shard, or begin one behind all that are there and all that were evicted."""
+        names = {entry.name for entry in os.scandir(self._folder)}
+        last_evicted = number = -1
+        for line in EvictionLog(self._folder).read_new():
+            remove_leftovers(self._folder, line, names)
+            if line.writer == self._writer_name:
+                self.counts.add(line)
+                last_evicted = max(last_evicted, line.number)
+        kept = None
         for path in list_indexes(self._folder, self._writer_name):
             number = split_index_name(path.name)[1]
             kept = self._recover(path)
-        if number < 0:
-            self._begin(0)
-        elif kept is None:
-            self._begin(number + 1)
-        else:
+        if kept is not None and number > last_evicted:
             self._begin(number, *kept)
+        else:
+            self._begin(max(number, last_evicted) + 1)
 
     def _recover(self, path: Path) -> tuple[int, int, int] | None:
         """Count a shard's lines; return (tar bytes, index bytes, samples) if it can be appended to."""
@@ -204,7 +187,14 @@ class ShardSeries:
             return None
         if any(isinstance(line, SealLine) for line in lines):
             return None
-        return acknowledged_bytes(lines), len(raw), len(samples)
+        known_bytes = acknowledged_bytes(lines)
+        if tar_bytes > known_bytes:
+            logger.warning(
+                "%s: cut at %d bytes, no index line speaks of the %d behind: a kill in mid-write, or an "
+                "index that has lost lines; what they held is drawn again",
+                *(tar.name, known_bytes, tar_bytes - known_bytes),
+            )
+        return known_bytes, len(raw), len(samples)
 
     def _begin(self, number: int, tar_bytes: int = 0, index_bytes: int = 0, num_samples: int = 0) -> None:
         self._close_shard()
@@ -218,24 +208,10 @@ class ShardSeries:
         os.ftruncate(self._index, index_bytes)
         if index_bytes == 0:
             self._write(b"", ShardHeader(FORMAT_NAME, FORMAT_VERSION, self._writer_name, number))
-        _fsync_folder(self._folder)
+        fsync_folder(self._folder)
 
     def _close_shard(self) -> None:
         for descriptor in (self._tar, self._index):
             if descriptor >= 0:
                 os.close(descriptor)
         self._tar = self._index = -1
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

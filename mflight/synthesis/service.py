@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, validate_call
 
 from mflight.synthesis.signals import WorkerStatus
+from mflight.synthesis.throttle import WhenFull, check_marks
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, log_path, run_worker
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class SynthesisService:
     ``start``, ``poll`` and ``stop`` belong to one thread that lives as long as the run: on Linux the workers
     die with the thread that started them. Build it with ``_recursive_: false``: planner and synthesizer are
     configs that each worker builds for itself. A ``low_water`` that is not below ``high_water`` is a
-    ValueError.
+    ValueError, and so are bounds that would evict samples before they are used.
 
     Args:
         pool_dir: the pool folder that the workers append to.
@@ -95,6 +96,7 @@ class SynthesisService:
         low_water: unused samples at which they go on; None means half of ``high_water``.
         max_samples: bound of the pool in samples.
         max_bytes: bound of the pool in bytes.
+        when_full: at its bounds the oldest samples are dropped (``evict``), or drawing pauses (``stop``).
         image_format: of the images in the pool.
         max_restarts: how often each worker is started again.
         backoff_s: wait before the first restart, in seconds; doubled each time, at most a minute.
@@ -120,6 +122,7 @@ class SynthesisService:
         low_water: Annotated[int, Field(ge=0)] | None = None,
         max_samples: PositiveInt | None = None,
         max_bytes: PositiveInt | None = None,
+        when_full: WhenFull = "stop",
         image_format: Literal["jpeg", "png"] = "jpeg",
         max_restarts: Annotated[int, Field(ge=0)] = 5,
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
@@ -127,7 +130,7 @@ class SynthesisService:
         capture_output: bool = True,
         without_worker: str = "training goes on with the pool as it is and with real images",
     ):
-        _check_water(low_water, high_water)
+        check_marks(low_water, high_water, max_samples, when_full)
         self._folder, self._without_worker = Path(pool_dir), without_worker
         self._max_restarts, self._backoff_s, self._stop_timeout_s = max_restarts, backoff_s, stop_timeout_s
         self._messages: list[str] = []
@@ -146,6 +149,7 @@ class SynthesisService:
             low_water=low_water,
             max_samples=max_samples,
             max_bytes=max_bytes,
+            when_full=when_full,
             image_format=image_format,
             capture_output=capture_output,
         )
@@ -286,8 +290,3 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _check_water(low_water: int | None, high_water: int | None) -> None:
-    if high_water is not None and low_water is not None and low_water >= high_water:
-        raise ValueError(f"low_water must be below high_water {high_water}, got {low_water}")

@@ -3,9 +3,11 @@
 A writer owns a series of shards ``shard-<writer>-<number>.tar``. Beside each lies
 ``shard-<writer>-<number>.idx.jsonl``: a header, then one line per sample that is safely on disk, one per
 request whose canvas was dropped, and a seal when the shard will not grow any more. A line that is not
-complete, and bytes of the tar that no line speaks of, do not exist for a reader.
+complete, and bytes of the tar that no line speaks of, do not exist for a reader. A shard that was evicted
+leaves one line in ``evicted.jsonl``.
 """
 
+import functools
 import os
 import re
 import zlib
@@ -17,7 +19,7 @@ import msgspec
 FORMAT_NAME = "mflight-pool"
 FORMAT_VERSION = 1
 
-_INDEX_NAME = re.compile(r"^shard-(?P<writer>[A-Za-z0-9_-]+)-(?P<number>\d{5})\.idx\.jsonl$")
+_INDEX_NAME = re.compile(r"^shard-(?P<writer>[A-Za-z0-9_-]+)-(?P<number>\d{5,})\.idx\.jsonl$")
 
 
 class PoolError(ValueError):
@@ -69,7 +71,19 @@ class SealLine(msgspec.Struct, frozen=True, tag_field="kind", tag="sealed"):
     size: int
 
 
-IndexLine = ShardHeader | SampleLine | DroppedLine | SealLine
+class EvictedLine(msgspec.Struct, frozen=True, tag_field="kind", tag="evicted"):
+    """What is left of a shard that was dropped to make room: the requests it answered, and its counts."""
+
+    writer: str
+    number: int
+    size_bytes: int
+    num_regions: int
+    rejected: dict[str, int]
+    sample_ids: tuple[str, ...]
+    dropped_ids: tuple[str, ...]
+
+
+IndexLine = ShardHeader | SampleLine | DroppedLine | SealLine | EvictedLine
 
 _decode_line = msgspec.json.Decoder(IndexLine).decode
 _encode_line = msgspec.json.Encoder().encode
@@ -82,9 +96,15 @@ def index_path(folder: Path, writer_name: str, number: int) -> Path:
 
 def shard_path(index: Path) -> Path:
     """Return the tar shard that an index file speaks of."""
-    return index.with_name(index.name.removesuffix(".idx.jsonl") + ".tar")
+    return index.with_name(shard_stem(index) + ".tar")
 
 
+def shard_stem(index: Path) -> str:
+    """Return what an index file and its shard have in common: ``shard-<writer>-<number>``."""
+    return index.name.removesuffix(".idx.jsonl")
+
+
+@functools.lru_cache(maxsize=1 << 14)
 def split_index_name(name: str) -> tuple[str, int] | None:
     """Return ``(writer, number)`` of an index file's name, or None for any other file."""
     match = _INDEX_NAME.match(name)
@@ -147,6 +167,22 @@ def _check_header(line: IndexLine, path: Path) -> None:
 def complete_lines(raw: bytes) -> bytes:
     """Return ``raw`` up to and with its last line end: what was written to the end."""
     return raw[: raw.rfind(b"\n") + 1]
+
+
+def fsync_folder(folder: Path) -> None:
+    """Put the folder's own entries on disk: names made and names gone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``, in as many calls as the system takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def acknowledged_bytes(lines: Iterable[IndexLine]) -> int:

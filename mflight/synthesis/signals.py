@@ -5,6 +5,7 @@ Each has one author, is replaced in one piece, and may be missing or old: a read
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -58,15 +59,18 @@ class Demand:
             return None
 
 
-def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples: int) -> None:
-    """Publish how many samples of the pool one training rank has used at least once."""
-    write_json(folder / f"consumption-{rank}of{world_size}.json", {"used_samples": used_samples})
+def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples: Mapping[str, int]) -> None:
+    """Publish how many samples of each shard in the pool one training rank has used at least once."""
+    write_json(folder / f"consumption-{rank}of{world_size}.json", {"used_samples": dict(used_samples)})
 
 
-def read_consumption(folder: Path) -> int:
-    """Return how many samples the training ranks together have used at least once; 0 if none has said so."""
-    said = [read_json(path) or {} for path in folder.glob("consumption-*of*.json")]
-    return sum(int(one.get("used_samples", 0)) for one in said)
+def read_consumption(folder: Path) -> Counter[str]:
+    """Return how many samples of each shard the training ranks together have used at least once."""
+    used: Counter[str] = Counter()
+    for path in folder.glob("consumption-*of*.json"):
+        said = (read_json(path) or {}).get("used_samples")
+        used.update(said if isinstance(said, dict) else {})
+    return used
 
 
 def forget_consumption(folder: Path) -> None:

@@ -1,9 +1,8 @@
 """The trainer's view of the pool: which sample comes next under a cap of uses, and its image and target."""
 
 import contextlib
-import hashlib
-import heapq
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from mflight.data.categories import Categories
 from mflight.data.target import Target
 from mflight.functional.masks import mask_to_box, rle_decode
 from mflight.synthesis.pool import PoolReader, PoolSample, SampleRef
+from mflight.synthesis.reuse import ReuseQueue, hash_of
 from mflight.synthesis.shards import PoolError
 from mflight.synthesis.signals import forget_consumption, write_consumption
 
@@ -27,7 +27,8 @@ class PoolStream(IterableDataset):
 
     Fresh samples come in order of their requests; then the least used one comes, the oldest or one drawn by
     the seed. A sample belongs to one training rank, by a hash of its id, so ranks never share its uses. The
-    order depends on the samples and their uses alone: two replays of one pool are equal.
+    order depends on the samples and their uses alone: two replays of one pool are equal. Samples that are
+    evicted from the pool are forgotten with their uses; no writer draws them again.
 
     Iterating yields decoded samples until none may be used any more; ``next_ref`` and ``read`` are the two
     halves of it, for a loader that decides in one process and reads in another.
@@ -67,29 +68,31 @@ class PoolStream(IterableDataset):
         if rank >= world_size:
             raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
         self._reader = PoolReader(pool_dir)
-        self._categories, self._max_reuse, self._order, self._seed = categories, max_reuse, order, seed
-        self._rank, self._world_size, self._background_loss = rank, world_size, background_loss
+        self._queue = ReuseQueue(max_reuse=max_reuse, order=order, seed=seed)
+        self._categories, self._background_loss = categories, background_loss
+        self._rank, self._world_size = rank, world_size
         self._poll_interval_s, self._publishes = poll_interval_s, publish
         self._polled_at = -float("inf")
-        self._published = -1
-        self._uses: dict[str, int] = {}
-        self._refs: dict[str, SampleRef] = {}
-        self._unreadable: set[str] = set()
-        self._queue: list[
-            tuple[int, int, str]
-        ] = []  # (uses, place among equals, sample_id), old entries left in
+        self._published: Counter[str] | None = None
+        self._has_loaded = False
+        self.num_missed = 0
         if publish and rank == 0:
             forget_consumption(self._reader.folder)
 
     @property
     def num_samples(self) -> int:
-        """How many samples of this rank the pool has shown so far."""
-        return len(self._refs)
+        """How many samples of this rank the pool holds, as far as it has been looked at."""
+        return len(self._queue)
 
     @property
     def num_used(self) -> int:
-        """How many samples this rank has used at least once."""
-        return len(self._uses)
+        """How many samples in the pool this rank has used at least once."""
+        return self._queue.used_of_shard.total()
+
+    @property
+    def num_evicted(self) -> int:
+        """How many samples of all ranks have made room for others."""
+        return len(self._reader.evicted_ids)
 
     @property
     def set_aside(self) -> dict[str, str]:
@@ -99,17 +102,11 @@ class PoolStream(IterableDataset):
     def next_ref(self) -> SampleRef | None:
         """Return the sample to use next and count the use, or None when there is none under the cap."""
         self._poll()
-        while self._queue:
-            uses, _, sample_id = heapq.heappop(self._queue)
-            if uses == self._uses.get(sample_id, 0) and sample_id not in self._unreadable:
-                self._uses[sample_id] = uses + 1
-                self._enqueue(sample_id)
-                return self._refs[sample_id]
-        return None
+        return self._queue.take()
 
     def num_uses(self, ref: SampleRef) -> int:
         """Return how often a sample has been handed out; 1 just after it came fresh."""
-        return self._uses.get(ref.sample_id, 0)
+        return self._queue.uses.get(ref.sample_id, 0)
 
     def read(self, ref: SampleRef) -> tuple[Tensor, Target]:
         """Read one sample, from any process.
@@ -126,21 +123,18 @@ class PoolStream(IterableDataset):
     def release(self, refs: Iterable[SampleRef]) -> None:
         """Take back uses that were handed out and never reached the training."""
         for ref in refs:
-            left = self._uses.get(ref.sample_id, 0) - 1
-            if left > 0:
-                self._uses[ref.sample_id] = left
-            else:
-                self._uses.pop(ref.sample_id, None)
-            self._enqueue(ref.sample_id)
+            self._queue.release(ref.sample_id)
 
     def discard(self, ref: SampleRef) -> None:
-        """Never hand out this sample again: it cannot be read."""
-        self._unreadable.add(ref.sample_id)
+        """Never hand out this sample again: it cannot be read. One that was evicted counts as missed."""
+        self._queue.discard(ref.sample_id)
+        if not (self._reader.folder / ref.shard).exists():
+            self.num_missed += 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
         worker = get_worker_info()
         while (ref := self.next_ref()) is not None:
-            if worker is None or _hash(f"worker/{ref.sample_id}") % worker.num_workers == worker.id:
+            if worker is None or hash_of(f"worker/{ref.sample_id}") % worker.num_workers == worker.id:
                 try:
                     yield self.read(ref)
                 except PoolError:
@@ -148,17 +142,15 @@ class PoolStream(IterableDataset):
 
     def state_dict(self, pending: Iterable[SampleRef] = ()) -> dict[str, Any]:
         """Return the uses of each sample, without the ``pending`` ones that have not reached the training."""
-        uses = dict(self._uses)
+        uses = dict(self._queue.uses)
         for ref in pending:
-            uses[ref.sample_id] -= 1
+            uses[ref.sample_id] = uses.get(ref.sample_id, 0) - 1
         return {"uses": {sample_id: count for sample_id, count in uses.items() if count > 0}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the uses of a checkpoint; the samples themselves are found in the folder again."""
-        self._uses = dict(state["uses"])
-        self._queue = []
-        for sample_id in self._refs:
-            self._enqueue(sample_id)
+        self._queue.load_uses(state["uses"])
+        self._has_loaded = True
 
     def _poll(self) -> None:
         now = time.monotonic()
@@ -166,26 +158,22 @@ class PoolStream(IterableDataset):
             return
         self._polled_at = now
         for ref in self._reader.poll():
-            if _hash(ref.sample_id) % self._world_size == self._rank:
-                self._refs[ref.sample_id] = ref
-                self._unreadable.discard(ref.sample_id)
-                self._enqueue(ref.sample_id)
-        if self._publishes and self._published != self.num_used and self._reader.folder.is_dir():
+            if hash_of(ref.sample_id) % self._world_size == self._rank:
+                self._queue.add(ref)
+        self._queue.forget(self._reader.newly_evicted)
+        if self._has_loaded:  # a checkpoint may know samples that were evicted since
+            self._queue.forget_uses(self._reader.evicted_ids)
+            self._has_loaded = False
+        if self._publishes and self._reader.folder.is_dir():
             with contextlib.suppress(OSError):  # a full disk stops the generators, not the training
                 self._publish()
 
     def _publish(self) -> None:
-        place = {"rank": self._rank, "world_size": self._world_size}
-        write_consumption(self._reader.folder, **place, used_samples=self.num_used)
-        self._published = self.num_used
-
-    def _enqueue(self, sample_id: str) -> None:
-        uses = self._uses.get(sample_id, 0)
-        if uses >= self._max_reuse or sample_id not in self._refs:
-            return
-        is_drawn = uses > 0 and self._order == "random"
-        place = _hash(f"{self._seed}/{uses}/{sample_id}") if is_drawn else self._refs[sample_id].index
-        heapq.heappush(self._queue, (uses, place, sample_id))
+        used = self._queue.used_of_shard
+        if used != self._published:
+            place = {"rank": self._rank, "world_size": self._world_size}
+            write_consumption(self._reader.folder, **place, used_samples=used)
+            self._published = used
 
 
 def to_target(
@@ -245,7 +233,3 @@ def _labels(sample: PoolSample, entries: list[dict[str, Any]], categories: Categ
         return [categories.label_of(entry["category_id"]) for entry in entries]
     except KeyError as error:
         raise PoolError(f"sample {sample.sample_id}: {error.args[0]}") from error
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())

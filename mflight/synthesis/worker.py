@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mflight.synthesis.agenda import Agenda
+from mflight.synthesis.eviction import bounded_shard
 from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.signals import Demand, WorkerStatus
-from mflight.synthesis.throttle import Throttle
+from mflight.synthesis.throttle import Throttle, WhenFull
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class WorkerSpec:
         low_water: unused samples at which they go on; None means half of ``high_water``.
         max_samples: bound of the pool in samples.
         max_bytes: bound of the pool in bytes.
+        when_full: at its bounds the oldest samples are dropped (``evict``), or drawing pauses (``stop``).
         image_format: of the images in the pool.
         parent_pid: the worker ends when this is not its parent any more; 0 does not look.
         capture_output: write standard output and error to ``worker-<writer>.log`` in the pool folder.
@@ -72,6 +74,7 @@ class WorkerSpec:
     low_water: int | None = None
     max_samples: int | None = None
     max_bytes: int | None = None
+    when_full: WhenFull = "stop"
     image_format: Literal["jpeg", "png"] = "jpeg"
     parent_pid: int = 0
     capture_output: bool = True
@@ -87,7 +90,10 @@ def run_worker(spec: WorkerSpec) -> None:
     """
     _settle(spec)
     try:
-        with PoolWriter(spec.pool_dir, spec.writer_name, image_format=spec.image_format) as writer:
+        shard = {}
+        if spec.when_full == "evict":
+            shard = bounded_shard(spec.num_workers, spec.max_samples, spec.max_bytes)
+        with PoolWriter(spec.pool_dir, spec.writer_name, image_format=spec.image_format, **shard) as writer:
             _work(spec, writer)
     except Exception as error:
         if _is_disk_full(error):
@@ -127,6 +133,7 @@ class _Worker:
             low_water=spec.low_water,
             max_samples=spec.max_samples,
             max_bytes=spec.max_bytes,
+            when_full=spec.when_full,
         )
         self._publish("loading")
         self._planner, self._synthesizer = _build(spec)

@@ -73,7 +73,7 @@ def test_paused_worker_wakes_as_the_trainer_uses_samples_and_stops_in_seconds(tm
     with running:
         report, _ = poll_until(running, lambda report: report.statuses[0].state == "paused")
         assert report.total("accepted") == 6
-        write_consumption(tmp_path, rank=0, world_size=1, used_samples=4)
+        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w0-00000.tar": 4})
         report, _ = poll_until(running, lambda report: report.total("accepted") == 10)
         pid = report.statuses[0].pid
         poll_until(running, lambda report: report.statuses[0].state == "paused")

@@ -154,7 +154,7 @@ def test_consumption_is_published_for_the_generators(tmp_path):
     source = stream(tmp_path, max_reuse=2)
     take(source, 6)
     source.next_ref()
-    assert read_consumption(tmp_path) == 3
+    assert read_consumption(tmp_path) == {"shard-w0-00000.tar": 3}
 
 
 def test_torn_sample_and_unknown_class_are_told_by_name(tmp_path):

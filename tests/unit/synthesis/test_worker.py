@@ -111,15 +111,17 @@ def test_throttle_pauses_at_high_water_and_wakes_at_low_water(tmp_path):
             assert throttle.pause() is None
             writer.append(make_sample(index), index=index)
         assert throttle.pause() == "paused"
-        write_consumption(tmp_path, rank=0, world_size=2, used_samples=1)
-        write_consumption(tmp_path, rank=1, world_size=2, used_samples=1)
+        write_consumption(tmp_path, rank=0, world_size=2, used_samples={"shard-w1-00000.tar": 1})
+        write_consumption(tmp_path, rank=1, world_size=2, used_samples={"shard-w1-00000.tar": 1})
         assert throttle.pause() == "paused"  # a backlog of 2 is above the low-water mark
-        write_consumption(tmp_path, rank=1, world_size=2, used_samples=2)
+        write_consumption(tmp_path, rank=1, world_size=2, used_samples={"shard-w1-00000.tar": 2})
         assert throttle.pause() is None
         for index in range(4, 6):
             writer.append(make_sample(index), index=index)
         assert throttle.pause() is None  # 3 unused
-        write_consumption(tmp_path, rank=1, world_size=2, used_samples=0)  # the trainer began again
+        write_consumption(
+            tmp_path, rank=1, world_size=2, used_samples={"shard-w1-00000.tar": 0}
+        )  # the trainer began again
         assert throttle.pause() == "paused"
 
 

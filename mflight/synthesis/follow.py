@@ -1,0 +1,111 @@
+"""Following everything that the writers of a pool acknowledge and evict, a little at a time. No torch."""
+
+import logging
+from itertools import pairwise
+from pathlib import Path
+
+from mflight.synthesis.eviction import EvictionLog
+from mflight.synthesis.numbered_names import NumberedNames
+from mflight.synthesis.shards import (
+    DroppedLine,
+    IndexLine,
+    IndexTail,
+    PoolError,
+    SampleLine,
+    index_path,
+    list_indexes,
+    shard_path,
+    shard_stem,
+    split_index_name,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class PoolTail:
+    """Follows all indexes of a pool folder and the log of its evictions; it holds no line and no sample.
+
+    What is torn or foreign is logged once, noted in ``set_aside`` (file, or shard and offset, to the reason)
+    and passed over. ``dropped_ids`` names the requests whose canvases were dropped, ``evicted_ids`` the
+    samples that are gone because their shards made room.
+
+    Args:
+        folder: the pool folder; it may appear later.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._log = EvictionLog(folder)
+        self._tails: dict[str, IndexTail] = {}
+        self._evicted_shards = NumberedNames()
+        self.set_aside: dict[str, str] = {}
+        self.dropped_ids = NumberedNames()
+        self.evicted_ids = NumberedNames()
+
+    def read_evicted(self) -> list[str]:
+        """Return the stems (``shard-<writer>-<number>``) of the shards evicted since the last call."""
+        stems = []
+        for line in self._log.read_new():
+            index = index_path(self._folder, line.writer, line.number)
+            self._tails.pop(index.name, None)
+            self.evicted_ids.update(line.sample_ids)
+            self.dropped_ids.update(line.dropped_ids)
+            stems.append(shard_stem(index))
+        self._evicted_shards.update(stems)
+        self.set_aside.update(self._log.set_aside)
+        return stems
+
+    def read_new(self) -> list[tuple[str, list[IndexLine]]]:
+        """Return the lines completed since the last call, by shard stem; samples whose bytes are there."""
+        found = []
+        indexes = list_indexes(self._folder)
+        for path in indexes:
+            if path.name in self.set_aside or shard_stem(path) in self._evicted_shards:
+                continue
+            tail = self._tails.setdefault(path.name, IndexTail(path))
+            try:
+                lines = tail.read_new()
+            except (PoolError, OSError) as error:
+                if path.exists():  # else it has made room since it was listed
+                    self._put_aside(path.name, str(error))
+                continue
+            if lines := self._keep_whole(path, lines):
+                self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
+                found.append((shard_stem(path), lines))
+        self._tell_of_lost_seals(indexes)
+        return found
+
+    def _keep_whole(self, index: Path, lines: list[IndexLine]) -> list[IndexLine]:
+        """Leave out the samples that the shard is too short for."""
+        if not any(isinstance(line, SampleLine) for line in lines):
+            return lines
+        try:
+            shard_bytes = shard_path(index).stat().st_size
+        except FileNotFoundError:
+            if not index.exists():  # evicted: the index goes first
+                return []
+            shard_bytes = 0
+        whole, name = [], shard_path(index).name
+        for line in lines:
+            if isinstance(line, SampleLine) and line.offset + line.size > shard_bytes:
+                end = line.offset + line.size
+                reason = f"{name}: torn, {shard_bytes} bytes, sample {line.sample_id} ends at {end}"
+                self._put_aside(f"{name}@{line.offset}", reason)
+            else:
+                whole.append(line)
+        return whole
+
+    def _tell_of_lost_seals(self, indexes: list[Path]) -> None:
+        """Tell of an index that does not end with its seal although its writer has begun another shard."""
+        for path, later in pairwise(indexes):
+            tail = self._tails.get(path.name)
+            is_last = split_index_name(path.name)[0] != split_index_name(later.name)[0]
+            if is_last or tail is None or tail.is_sealed or not path.exists():
+                continue
+            reason = f"{path.name}: no seal at its end, it is damaged or has lost lines; what it says is read"
+            self._put_aside(path.name, reason)
+
+    def _put_aside(self, name: str, reason: str) -> None:
+        if name not in self.set_aside:
+            self.set_aside[name] = reason
+            logger.warning("set aside in the pool: %s", reason)
