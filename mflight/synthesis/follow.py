@@ -13,7 +13,7 @@ from mflight.synthesis.shards import (
     PoolError,
     SampleLine,
     index_path,
-    list_indexes,
+    list_index_names,
     shard_path,
     shard_stem,
     split_index_name,
@@ -37,6 +37,7 @@ class PoolTail:
         self._folder = folder
         self._log = EvictionLog(folder)
         self._tails: dict[str, IndexTail] = {}
+        self._finished: set[str] = set()  # sealed, or set aside
         self._evicted_shards = NumberedNames()
         self.set_aside: dict[str, str] = {}
         self.dropped_ids = NumberedNames()
@@ -48,6 +49,7 @@ class PoolTail:
         for line in self._log.read_new():
             index = index_path(self._folder, line.writer, line.number)
             self._tails.pop(index.name, None)
+            self._finished.discard(index.name)
             self.evicted_ids.update(line.sample_ids)
             self.dropped_ids.update(line.dropped_ids)
             stems.append(shard_stem(index))
@@ -58,22 +60,28 @@ class PoolTail:
     def read_new(self) -> list[tuple[str, list[IndexLine]]]:
         """Return the lines completed since the last call, by shard stem; samples whose bytes are there."""
         found = []
-        indexes = list_indexes(self._folder)
-        for path in indexes:
-            if path.name in self.set_aside or shard_stem(path) in self._evicted_shards:
-                continue
-            tail = self._tails.setdefault(path.name, IndexTail(path))
-            try:
-                lines = tail.read_new()
-            except (PoolError, OSError) as error:
-                if path.exists():  # else it has made room since it was listed
-                    self._put_aside(path.name, str(error))
-                continue
-            if lines := self._keep_whole(path, lines):
+        names = list_index_names(self._folder)
+        for name in names:
+            if name not in self._finished and (lines := self._read_index(self._folder / name)):
                 self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
-                found.append((shard_stem(path), lines))
-        self._tell_of_lost_seals(indexes)
+                found.append((shard_stem(self._folder / name), lines))
+        self._tell_of_lost_seals(names)
         return found
+
+    def _read_index(self, path: Path) -> list[IndexLine]:
+        if shard_stem(path) in self._evicted_shards:  # a kill has left it behind
+            return []
+        tail = self._tails.setdefault(path.name, IndexTail(path))
+        try:
+            lines = tail.read_new()
+        except (PoolError, OSError) as error:
+            if path.exists():  # else it has made room since it was listed
+                self._put_aside(path.name, str(error))
+                self._finished.add(path.name)
+            return []
+        if tail.is_sealed:
+            self._finished.add(path.name)
+        return self._keep_whole(path, lines)
 
     def _keep_whole(self, index: Path, lines: list[IndexLine]) -> list[IndexLine]:
         """Leave out the samples that the shard is too short for."""
@@ -95,15 +103,15 @@ class PoolTail:
                 whole.append(line)
         return whole
 
-    def _tell_of_lost_seals(self, indexes: list[Path]) -> None:
+    def _tell_of_lost_seals(self, names: list[str]) -> None:
         """Tell of an index that does not end with its seal although its writer has begun another shard."""
-        for path, later in pairwise(indexes):
-            tail = self._tails.get(path.name)
-            is_last = split_index_name(path.name)[0] != split_index_name(later.name)[0]
-            if is_last or tail is None or tail.is_sealed or not path.exists():
+        for name, later in pairwise(names):
+            is_newest = split_index_name(name)[0] != split_index_name(later)[0]
+            if is_newest or name in self._finished or name not in self._tails:
                 continue
-            reason = f"{path.name}: no seal at its end, it is damaged or has lost lines; what it says is read"
-            self._put_aside(path.name, reason)
+            if (self._folder / name).exists():
+                self._put_aside(name, f"{name}: no seal at its end, it has lost lines; what it says is read")
+                self._finished.add(name)
 
     def _put_aside(self, name: str, reason: str) -> None:
         if name not in self.set_aside:

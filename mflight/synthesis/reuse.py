@@ -79,7 +79,7 @@ class ReuseQueue:
             self._refs.pop(sample_id, None)
             self._unreadable.discard(sample_id)
         self._used_of_shard = +self._used_of_shard
-        if len(self._heap) > 2 * len(self._refs) + 1000:
+        if len(self._heap) > 2 * len(self._refs) + 100:
             self._push_all()
 
     def load_uses(self, uses: Mapping[str, int]) -> None:

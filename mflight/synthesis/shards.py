@@ -111,15 +111,22 @@ def split_index_name(name: str) -> tuple[str, int] | None:
     return (match["writer"], int(match["number"])) if match else None
 
 
-def list_indexes(folder: Path, writer_name: str | None = None) -> list[Path]:
-    """Return the index files of a pool folder, of one writer or of all, in order of writer and number."""
+def list_index_names(folder: Path, writer_name: str | None = None) -> list[str]:
+    """Return the names of the index files in a pool folder, of one writer or of all, by writer and number."""
     try:
         names = [entry.name for entry in os.scandir(folder)]
     except FileNotFoundError:
         return []
     keyed = [(split_index_name(name), name) for name in names]
-    wanted = [(key, name) for key, name in keyed if key and writer_name in (None, key[0])]
-    return [folder / name for _, name in sorted(wanted)]
+    return [
+        name
+        for _, name in sorted((key, name) for key, name in keyed if key and writer_name in (None, key[0]))
+    ]
+
+
+def list_indexes(folder: Path, writer_name: str | None = None) -> list[Path]:
+    """Return the paths of the files that ``list_index_names`` names."""
+    return [folder / name for name in list_index_names(folder, writer_name)]
 
 
 def encode_line(line: IndexLine) -> bytes:

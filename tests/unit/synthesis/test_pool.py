@@ -11,6 +11,7 @@ import pytest
 from mflight.synthesis.packing import decode_sample, encode_sample
 from mflight.synthesis.pool import PoolReader, PoolWriter
 from mflight.synthesis.shards import PoolError
+from mflight.synthesis.throttle import Throttle
 from tests.unit.synthesis.squares import make_sample
 
 
@@ -24,6 +25,13 @@ def fill(folder, count, start=0, **settings):
 def six_samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pool")
     fill(folder, 6, image_format="png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    fill(folder, 6, image_format="png", shard_samples=4)
     return folder
 
 
@@ -147,17 +155,45 @@ def test_a_cut_shard_loses_what_was_cut_and_nothing_else(six_samples, tmp_path, 
 
 
 @pytest.mark.parametrize("sixteenth", range(17))
-def test_a_cut_index_hides_its_tail_and_the_writer_goes_on(six_samples, tmp_path, sixteenth):
+def test_a_cut_index_hides_its_tail_and_the_writer_goes_on(six_samples, tmp_path, sixteenth, caplog):
     shutil.copytree(six_samples, tmp_path, dirs_exist_ok=True)
+    live = PoolReader(tmp_path)
+    assert len(live.poll()) == 6
     index_file = tmp_path / "shard-w0-00000.idx.jsonl"
     os.truncate(index_file, index_file.stat().st_size * sixteenth // 16)
     kept = read_ids(tmp_path)
     assert kept == [f"7-{index:08d}" for index in range(len(kept))]
     assert len(kept) == max(0, index_file.read_bytes().count(b"\n") - 1)
-    fill(tmp_path, 6 - len(kept), start=len(kept))
+    fill(tmp_path, 6 - len(kept), start=len(kept), image_format="png")
+    assert ("that has lost lines" in caplog.text) == (len(kept) < 6)
     assert read_ids(tmp_path) == [f"7-{index:08d}" for index in range(6)]
+    assert live.poll() == []  # each has come again at its own place
     with tarfile.open(tmp_path / "shard-w0-00000.tar") as archive:
         assert len(archive.getnames()) == 12
+
+
+@pytest.mark.parametrize("sixteenth", range(17))
+@pytest.mark.parametrize("suffix", ["tar", "idx.jsonl"])
+def test_a_cut_in_a_sealed_shard_is_told_and_what_it_lost_is_wanted_again(
+    two_shards, tmp_path, sixteenth, suffix
+):
+    shutil.copytree(two_shards, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / f"shard-w0-00000.{suffix}"
+    os.truncate(file, (file.stat().st_size - (1024 if suffix == "tar" else 0)) * sixteenth // 16)
+    reader = PoolReader(tmp_path)
+    kept = [ref.sample_id for ref in reader.poll()]
+    assert kept == read_ids(tmp_path) and kept[-2:] == ["7-00000004", "7-00000005"]
+    is_whole = sixteenth == 16
+    assert bool(reader.set_aside) != is_whole and (len(kept) == 6 or not is_whole)
+    throttle = Throttle(tmp_path)
+    lost = [index for index in range(6) if not throttle.is_answered(f"7-{index:08d}")]
+    assert sorted(kept + [f"7-{index:08d}" for index in lost]) == [f"7-{index:08d}" for index in range(6)]
+    with PoolWriter(tmp_path, "w0") as writer:
+        assert writer.counts.samples == len(kept)
+        for index in lost:
+            writer.append(make_sample(index), index=index)
+    assert [ref.index for ref in reader.poll()] == lost
+    assert read_ids(tmp_path) == [f"7-{index:08d}" for index in range(6)]
 
 
 def test_corrupted_member_is_refused_by_its_checksum(tmp_path, caplog):
