@@ -1,6 +1,7 @@
 """Following everything that the writers of a pool acknowledge and evict, a little at a time. No torch."""
 
 import logging
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from mflight.synthesis.shards import (
     PoolError,
     SampleLine,
     index_path,
-    list_index_names,
     shard_path,
     shard_stem,
     split_index_name,
@@ -37,6 +37,7 @@ class PoolTail:
         self._folder = folder
         self._log = EvictionLog(folder)
         self._tails: dict[str, IndexTail] = {}
+        self._writer_and_number: dict[str, tuple[str, int] | None] = {}
         self._finished: set[str] = set()  # sealed, or set aside
         self._evicted_shards = NumberedNames()
         self.set_aside: dict[str, str] = {}
@@ -60,13 +61,27 @@ class PoolTail:
     def read_new(self) -> list[tuple[str, list[IndexLine]]]:
         """Return the lines completed since the last call, by shard stem; samples whose bytes are there."""
         found = []
-        names = list_index_names(self._folder)
+        names = self._list_names()
         for name in names:
             if name not in self._finished and (lines := self._read_index(self._folder / name)):
                 self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
                 found.append((shard_stem(self._folder / name), lines))
         self._tell_of_lost_seals(names)
         return found
+
+    def _list_names(self) -> list[str]:
+        """Return the names of the index files by writer and number; each name is taken apart once."""
+        try:
+            names = [entry.name for entry in os.scandir(self._folder)]
+        except FileNotFoundError:
+            names = []
+        known = self._writer_and_number
+        self._writer_and_number = {
+            name: known[name] if name in known else split_index_name(name) for name in names
+        }
+        return [
+            name for _, name in sorted((key, name) for name, key in self._writer_and_number.items() if key)
+        ]
 
     def _read_index(self, path: Path) -> list[IndexLine]:
         if shard_stem(path) in self._evicted_shards:  # a kill has left it behind
@@ -106,7 +121,7 @@ class PoolTail:
     def _tell_of_lost_seals(self, names: list[str]) -> None:
         """Tell of an index that does not end with its seal although its writer has begun another shard."""
         for name, later in pairwise(names):
-            is_newest = split_index_name(name)[0] != split_index_name(later)[0]
+            is_newest = self._writer_and_number[name][0] != self._writer_and_number[later][0]
             if is_newest or name in self._finished or name not in self._tails:
                 continue
             if (self._folder / name).exists():

@@ -7,7 +7,6 @@ complete, and bytes of the tar that no line speaks of, do not exist for a reader
 leaves one line in ``evicted.jsonl``.
 """
 
-import functools
 import os
 import re
 import zlib
@@ -104,29 +103,21 @@ def shard_stem(index: Path) -> str:
     return index.name.removesuffix(".idx.jsonl")
 
 
-@functools.lru_cache(maxsize=1 << 14)
 def split_index_name(name: str) -> tuple[str, int] | None:
     """Return ``(writer, number)`` of an index file's name, or None for any other file."""
     match = _INDEX_NAME.match(name)
     return (match["writer"], int(match["number"])) if match else None
 
 
-def list_index_names(folder: Path, writer_name: str | None = None) -> list[str]:
-    """Return the names of the index files in a pool folder, of one writer or of all, by writer and number."""
+def list_indexes(folder: Path, writer_name: str | None = None) -> list[Path]:
+    """Return the index files of a pool folder, of one writer or of all, in order of writer and number."""
     try:
         names = [entry.name for entry in os.scandir(folder)]
     except FileNotFoundError:
         return []
     keyed = [(split_index_name(name), name) for name in names]
-    return [
-        name
-        for _, name in sorted((key, name) for key, name in keyed if key and writer_name in (None, key[0]))
-    ]
-
-
-def list_indexes(folder: Path, writer_name: str | None = None) -> list[Path]:
-    """Return the paths of the files that ``list_index_names`` names."""
-    return [folder / name for name in list_index_names(folder, writer_name)]
+    wanted = [(key, name) for key, name in keyed if key and writer_name in (None, key[0])]
+    return [folder / name for _, name in sorted(wanted)]
 
 
 def encode_line(line: IndexLine) -> bytes:

@@ -1,0 +1,371 @@
+"""Does the pool carry 200 samples/s from 64 writers to 8 readers on 2 cores, in flat memory and 2 GB?
+
+    python benchmarks/pool_scale.py                                          100,000 samples: about ten minutes
+    python benchmarks/pool_scale.py --samples 3000 --max-gb 0.1 --burst 500  a small one
+
+Generators are replaced by a clock that emits stored samples of about 120 kB. (a) Endurance: writers append
+``--samples`` samples at ``--rate`` a second, each with the loop of a generator process (throttle, agenda, one
+fsync for the shard and one for the index), and evict; readers take each sample once through ``PoolStream``,
+decoded, with its target. (b) Burst: the same without the clock, ``--burst`` samples. (c) The alternative to
+(b): loose ``.jpg`` and ``.json`` files, each written aside, synced and renamed; each writer removes its
+oldest, readers list the folder. Memory is that of the writers and readers alone (their private pages),
+measured from a quarter of the samples on. The last line is ``RESULT {json}``.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from mflight.synthesis.agenda import Agenda
+from mflight.synthesis.eviction import bounded_shard
+from mflight.synthesis.packing import EncodedSample, PoolSample
+from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.throttle import Throttle
+
+SIDE_PX, PICTURE_BYTES = 512, 118_000
+CATEGORIES = [
+    {"id": number, "name": f"class_{number}", "def": "", "image_count": 5} for number in range(1, 9)
+]
+
+
+@dataclass(frozen=True)
+class Load:
+    """One arm: where, how much, how fast."""
+
+    folder: Path
+    kind: str
+    samples: int
+    rate: float
+    writers: int
+    readers: int
+    max_bytes: int
+    batch_size: int
+
+
+class Place:
+    """What each process tells while it runs, in shared memory: samples done, seconds of the last one."""
+
+    def __init__(self, context, load):
+        count = load.writers + load.readers
+        self.done, self.last_s = context.RawArray("q", count), context.RawArray("d", count)
+        self.unread, self.has_torch = context.RawArray("q", count), context.RawArray("q", count)
+        self.start, self.end = context.Event(), context.Event()
+        self.ready = context.Semaphore(0)
+
+    def count(self, place):
+        self.done[place] += 1
+        self.last_s[place] = time.monotonic()
+
+
+def request_id(index):
+    return f"0-{index:08d}"
+
+
+def stored_picture():
+    """Return a JPEG of SIDE_PX squared of about PICTURE_BYTES: blurred noise, more of it until it is large."""
+    draws = np.random.default_rng(0)
+    coarse = Image.fromarray(draws.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize((SIDE_PX, SIDE_PX))
+    noise = draws.normal(0.0, 1.0, (SIDE_PX, SIDE_PX, 3))
+    for strength in np.arange(0.0, 40.0, 0.5):
+        file = io.BytesIO()
+        image = np.clip(np.asarray(coarse) + strength * noise, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+        if file.tell() >= PICTURE_BYTES:
+            break
+    return file.getvalue()
+
+
+def stored_sample():
+    """Return a picture with four instances, as a generator would store it."""
+    from mflight.functional.masks import rle_encode
+
+    annotations, regions, rows = [], [], np.arange(SIDE_PX)
+    for slot in range(4):
+        x, y = SIDE_PX // 2 * (slot % 2), SIDE_PX // 2 * (slot // 2)
+        radius = (rows[:, None] - y - 128) ** 2 + (rows[None] - x - 128) ** 2
+        mask = radius < (90 + 10 * np.sin(rows / 5)[:, None]) ** 2
+        top, left = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = [int(left[0]), int(top[0]), len(left), len(top)]
+        known = {"category_id": slot + 1, "region": slot, "bbox": box, "area": float(mask.sum())}
+        annotations.append({**known, "segmentation": rle_encode(mask)})
+        box = [x, y, x + SIDE_PX // 2, y + SIDE_PX // 2]
+        regions.append({"category_id": slot + 1, "box": box, "rejected": None})
+    return EncodedSample("none", stored_picture(), annotations, regions, {"request": {"noise_seed": 1}})
+
+
+def write(load, place, shared, sample):
+    """Append this writer's share of the samples, each when the clock strikes."""
+    series = (PoolSeries if load.kind == "pool" else LooseSeries)(load, place)
+    shared.ready.release()
+    shared.start.wait()
+    started = time.monotonic()
+    while (batch := series.take()) is not None:
+        for index in batch:
+            if load.rate:
+                time.sleep(max(0.0, started + index / load.rate - time.monotonic()))
+            series.append(replace(sample, sample_id=request_id(index)), index)
+            shared.count(place)
+        if not batch:
+            time.sleep(0.1)
+    shared.has_torch[place] = "torch" in sys.modules
+
+
+class PoolSeries:
+    """A generator process's loop over the pool, without the drawing."""
+
+    def __init__(self, load, place):
+        bounds = {"max_samples": None, "max_bytes": load.max_bytes}
+        self.batch_size = load.batch_size
+        self.writer = PoolWriter(load.folder, f"w{place}", **bounded_shard(load.writers, **bounds))
+        high_water = load.max_bytes // (3 * PICTURE_BYTES)  # of three parts of the pool, one is unused
+        self.throttle = Throttle(load.folder, high_water=high_water, when_full="evict", **bounds)
+        share = {"worker_index": place, "num_workers": load.writers, "max_requests": load.samples}
+        self.agenda = Agenda(self.throttle, request_id, **share)
+
+    def take(self):
+        if self.agenda.is_done():
+            return None
+        return [] if self.throttle.pause() else self.agenda.take(self.batch_size)
+
+    def append(self, sample, index):
+        self.writer.append(sample, index=index)
+
+
+class LooseSeries:
+    """The alternative: two files a sample, each whole once it has its name."""
+
+    def __init__(self, load, place):
+        self.folder, self.kept = load.folder, deque()
+        self.left = iter([[index] for index in range(place, load.samples, load.writers)])
+        self.max_kept = max(1, load.max_bytes // load.writers // (PICTURE_BYTES + 4000))
+
+    def take(self):
+        return next(self.left, None)
+
+    def append(self, sample, index):
+        about = {
+            "annotations": sample.annotations,
+            "regions": sample.regions,
+            "provenance": sample.provenance,
+        }
+        self.write(f"{sample.sample_id}.jpg", sample.picture)
+        self.write(f"{sample.sample_id}.json", msgspec.json.encode(about))
+        self.kept.append(sample.sample_id)
+        if len(self.kept) > self.max_kept:
+            oldest = self.kept.popleft()
+            for suffix in ("json", "jpg"):
+                os.unlink(self.folder / f"{oldest}.{suffix}")
+
+    def write(self, name, data):
+        with open(self.folder / f".{name}", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(self.folder / f".{name}", self.folder / name)
+
+
+def read(load, place, shared):
+    """Take every sample of this rank once, decoded, with its target."""
+    import torch
+
+    from mflight.data.categories import Categories
+
+    torch.set_num_threads(1)
+    categories = Categories.from_lvis(CATEGORIES)
+    rank = place - load.writers
+    samples = (pool_samples if load.kind == "pool" else loose_samples)(load, rank, categories, shared, place)
+    shared.ready.release()
+    shared.start.wait()
+    for image, target in samples:
+        assert image.shape == (3, SIDE_PX, SIDE_PX) and len(target["masks"]) == 4
+        shared.count(place)
+
+
+def pool_samples(load, rank, categories, shared, place):
+    from mflight.synthesis.shards import PoolError
+    from mflight.synthesis.stream import PoolStream
+
+    settings = {"rank": rank, "world_size": load.readers, "max_reuse": 1, "poll_interval_s": 0.5}
+    stream = PoolStream(pool_dir=load.folder, categories=categories, **settings)
+    while True:
+        is_over = shared.end.is_set()
+        if (ref := stream.next_ref()) is None:
+            if is_over:
+                return
+            time.sleep(0.05 if not is_over else 0.6)
+            continue
+        try:
+            yield stream.read(ref)
+        except PoolError:
+            stream.discard(ref)
+            shared.unread[place] += 1
+
+
+def loose_samples(load, rank, categories, shared, place):
+    from mflight.synthesis.reuse import hash_of
+    from mflight.synthesis.stream import to_target
+
+    seen = set()
+    while True:
+        is_over = shared.end.is_set()
+        names = {entry.name for entry in os.scandir(load.folder) if entry.name.endswith(".json")}
+        fresh = [name for name in names - seen if not name.startswith(".")]
+        seen = names
+        for name in sorted(name for name in fresh if hash_of(name) % load.readers == rank):
+            path = load.folder / name
+            with suppress(FileNotFoundError):  # it has made room
+                about = msgspec.json.decode(path.read_bytes())
+                image = np.array(Image.open(path.with_suffix(".jpg")).convert("RGB"))
+                yield to_target(PoolSample(path.stem, image, **about), categories, 0)
+        if is_over:
+            return
+        time.sleep(0.5)
+
+
+class Watch:
+    """Sizes of the pool and of the processes while an arm runs."""
+
+    def __init__(self, load, shared, processes):
+        self.load, self.shared, self.processes = load, shared, processes
+        self.peak_bytes, self.memory_mb = 0, []
+        self.measured_at = 0.0
+
+    def look(self, every_s):
+        with suppress(FileNotFoundError):
+            sizes = [entry.stat().st_size for entry in os.scandir(self.load.folder) if entry.is_file()]
+            self.peak_bytes = max(self.peak_bytes, sum(sizes))
+        written = sum(self.shared.done[: self.load.writers])
+        if written >= self.load.samples // 4 and time.monotonic() - self.measured_at > every_s:
+            self.measured_at = time.monotonic()
+            self.memory_mb.append([private_mb(process.pid) for process in self.processes])
+
+    def growth_mb(self):
+        """Return how much all, and the worst process, have grown: last three measures over the first three."""
+        alive = [row for row in self.memory_mb if None not in row]
+        if len(alive) < 2:
+            return 0.0, 0.0, 0.0
+        few = max(1, min(3, len(alive) // 2))
+        columns = list(zip(*alive, strict=True))
+        grown = [median(column[-few:]) - median(column[:few]) for column in columns]
+        return sum(grown), max(grown), sum(alive[-1])
+
+
+def private_mb(pid):
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024 or None
+
+
+def run(load, every_s):
+    """Run one arm in a fresh folder; return its figures."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mflight.synthesis.throttle"])
+    load.folder.mkdir()
+    shared, sample = Place(context, load), stored_sample()
+    writers = [context.Process(target=write, args=(load, n, shared, sample)) for n in range(load.writers)]
+    ranks = range(load.writers, load.writers + load.readers)
+    readers = [context.Process(target=read, args=(load, n, shared)) for n in ranks]
+    watch = Watch(load, shared, [*writers, *readers])
+    try:
+        for process in watch.processes:
+            process.start()
+        for _ in watch.processes:
+            shared.ready.acquire()
+        started = time.monotonic()
+        shared.start.set()
+        while any(process.is_alive() for process in writers):
+            watch.look(every_s)
+            time.sleep(0.5)
+        shared.end.set()
+        for process in watch.processes:
+            process.join()
+        codes = [process.exitcode for process in watch.processes]
+    finally:
+        for process in watch.processes:
+            process.kill()
+        shutil.rmtree(load.folder)
+    if any(codes):
+        sys.exit(f"{load.kind}: exit codes {codes}")
+    written, was_read = sum(shared.done[: load.writers]), sum(shared.done[load.writers :])
+    growth_mb, worst_mb, total_mb = watch.growth_mb()
+    return {
+        "samples_per_s": written / (max(shared.last_s[: load.writers]) - started),
+        "read_per_s": was_read / (max(shared.last_s[load.writers :]) - started),
+        "memory_growth_mb": growth_mb,
+        "memory_growth_worst_process_mb": worst_mb,
+        "memory_mb": total_mb,
+        "pool_peak_gb": watch.peak_bytes / 1e9,
+        "written": written,
+        "read": was_read,
+        "evicted_unread": written - was_read,
+        "evicted_while_held": sum(shared.unread),
+        "writers_with_torch": sum(shared.has_torch),
+        "sample_bytes": len(sample.picture),
+    }
+
+
+def main():
+    args = parse_arguments()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    processes = {"writers": args.writers, "readers": args.readers, "batch_size": args.batch_size}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        base = {"max_bytes": int(args.max_gb * 1e9), **processes}
+        load = Load(Path(folder) / "pool", "pool", args.samples, args.rate, **base)
+        result = run(load, args.measure_s)
+        print(", ".join(f"{name} {value:,.4g}" for name, value in result.items()))
+        burst = replace(load, samples=args.burst, rate=0.0)
+        ours = run(burst, 1e9)
+        loose = run(replace(burst, kind="loose"), 1e9)
+    for name, arm in (("pool", ours), ("loose files", loose)):
+        rates = f"{arm['samples_per_s']:.0f} written, {arm['read_per_s']:.0f} read a second"
+        print(f"without a clock, {name}: {rates}, {arm['evicted_unread']} evicted unread")
+    ratios = {name: ours[name] / loose[name] for name in ("samples_per_s", "read_per_s")}
+    print(f"pool over loose files: {ratios['samples_per_s']:.2f} written, {ratios['read_per_s']:.2f} read")
+    result |= {f"burst_{name}": ours[name] for name in ratios}
+    result |= {f"loose_{name}": loose[name] for name in ratios}
+    result |= {f"ratio_{name}": ratio for name, ratio in ratios.items()}
+    result = {name: round(value, 4) if isinstance(value, float) else value for name, value in result.items()}
+    from device_clock import facts  # imports torch
+
+    asked = {"clock_per_s": args.rate, "max_gb": args.max_gb, "cores": args.cores, "burst": args.burst}
+    print("RESULT", json.dumps(result | processes | asked | facts("cpu")))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--rate", type=float, default=210.0, help="strokes of the clock a second; 0 has none")
+    parser.add_argument("--writers", type=int, default=64)
+    parser.add_argument("--readers", type=int, default=8)
+    parser.add_argument("--max-gb", type=float, default=2.0, help="bound of the pool, in 10^9 bytes")
+    parser.add_argument("--batch-size", type=int, default=4, help="samples between two looks at the pool")
+    parser.add_argument("--burst", type=int, default=5000, help="samples of the arms without a clock")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--measure-s", type=float, default=10.0, help="seconds between measures of memory")
+    parser.add_argument("--folder", help="where the pools are made; by default the system's temporary folder")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
