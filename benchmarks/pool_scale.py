@@ -1,7 +1,7 @@
 """Does the pool carry 200 samples/s from 64 writers to 8 readers on 2 cores, in flat memory and 2 GB?
 
-    python benchmarks/pool_scale.py                                          100,000 samples: about ten minutes
-    python benchmarks/pool_scale.py --samples 3000 --max-gb 0.1 --burst 500  a small one
+    python benchmarks/pool_scale.py                                 100,000 samples, about ten minutes
+    python benchmarks/pool_scale.py --samples 3000 --max-gb 0.1 --burst 500             a small one
 
 Generators are replaced by a clock that emits stored samples of about 120 kB. (a) Endurance: writers append
 ``--samples`` samples at ``--rate`` a second, each with the loop of a generator process (throttle, agenda, one
@@ -9,38 +9,31 @@ fsync for the shard and one for the index), and evict; readers take each sample 
 decoded, with its target. (b) Burst: the same without the clock, ``--burst`` samples. (c) The alternative to
 (b): loose ``.jpg`` and ``.json`` files, each written aside, synced and renamed; each writer removes its
 oldest, readers list the folder. Memory is that of the writers and readers alone (their private pages),
-measured from a quarter of the samples on. The last line is ``RESULT {json}``.
+measured from a quarter of the samples on; CPU milliseconds are per sample, so 10 of them are what two cores
+have at 200 samples/s. ``--burst 0`` leaves (b) and (c) out. The last line is ``RESULT {json}``.
 """
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import tempfile
 import time
-from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import msgspec
-import numpy as np
-from PIL import Image
+from loose_files import LooseSeries, loose_samples
+from stored_sample import CATEGORIES, PICTURE_BYTES, SIDE_PX, stored_sample
 
 from mflight.synthesis.agenda import Agenda
 from mflight.synthesis.eviction import bounded_shard
-from mflight.synthesis.packing import EncodedSample, PoolSample
 from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.throttle import Throttle
-
-SIDE_PX, PICTURE_BYTES = 512, 118_000
-CATEGORIES = [
-    {"id": number, "name": f"class_{number}", "def": "", "image_count": 5} for number in range(1, 9)
-]
 
 
 @dataclass(frozen=True)
@@ -63,9 +56,19 @@ class Place:
     def __init__(self, context, load):
         count = load.writers + load.readers
         self.done, self.last_s = context.RawArray("q", count), context.RawArray("d", count)
+        self.cpu_s = context.RawArray("d", count)
         self.unread, self.has_torch = context.RawArray("q", count), context.RawArray("q", count)
         self.start, self.end = context.Event(), context.Event()
         self.ready = context.Semaphore(0)
+
+    @contextmanager
+    def working(self, place):
+        """Wait for the start of all, and tell the CPU seconds from then on."""
+        self.ready.release()
+        self.start.wait()
+        before_s = cpu_seconds()
+        yield
+        self.cpu_s[place] = cpu_seconds() - before_s
 
     def count(self, place):
         self.done[place] += 1
@@ -76,52 +79,24 @@ def request_id(index):
     return f"0-{index:08d}"
 
 
-def stored_picture():
-    """Return a JPEG of SIDE_PX squared of about PICTURE_BYTES: blurred noise, more of it until it is large."""
-    draws = np.random.default_rng(0)
-    coarse = Image.fromarray(draws.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize((SIDE_PX, SIDE_PX))
-    noise = draws.normal(0.0, 1.0, (SIDE_PX, SIDE_PX, 3))
-    for strength in np.arange(0.0, 40.0, 0.5):
-        file = io.BytesIO()
-        image = np.clip(np.asarray(coarse) + strength * noise, 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
-        if file.tell() >= PICTURE_BYTES:
-            break
-    return file.getvalue()
-
-
-def stored_sample():
-    """Return a picture with four instances, as a generator would store it."""
-    from mflight.functional.masks import rle_encode
-
-    annotations, regions, rows = [], [], np.arange(SIDE_PX)
-    for slot in range(4):
-        x, y = SIDE_PX // 2 * (slot % 2), SIDE_PX // 2 * (slot // 2)
-        radius = (rows[:, None] - y - 128) ** 2 + (rows[None] - x - 128) ** 2
-        mask = radius < (90 + 10 * np.sin(rows / 5)[:, None]) ** 2
-        top, left = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [int(left[0]), int(top[0]), len(left), len(top)]
-        known = {"category_id": slot + 1, "region": slot, "bbox": box, "area": float(mask.sum())}
-        annotations.append({**known, "segmentation": rle_encode(mask)})
-        box = [x, y, x + SIDE_PX // 2, y + SIDE_PX // 2]
-        regions.append({"category_id": slot + 1, "box": box, "rejected": None})
-    return EncodedSample("none", stored_picture(), annotations, regions, {"request": {"noise_seed": 1}})
+def cpu_seconds():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def write(load, place, shared, sample):
     """Append this writer's share of the samples, each when the clock strikes."""
     series = (PoolSeries if load.kind == "pool" else LooseSeries)(load, place)
-    shared.ready.release()
-    shared.start.wait()
-    started = time.monotonic()
-    while (batch := series.take()) is not None:
-        for index in batch:
-            if load.rate:
-                time.sleep(max(0.0, started + index / load.rate - time.monotonic()))
-            series.append(replace(sample, sample_id=request_id(index)), index)
-            shared.count(place)
-        if not batch:
-            time.sleep(0.1)
+    with shared.working(place):
+        started = time.monotonic()
+        while (batch := series.take()) is not None:
+            for index in batch:
+                if load.rate:
+                    time.sleep(max(0.0, started + index / load.rate - time.monotonic()))
+                series.append(replace(sample, sample_id=request_id(index)), index)
+                shared.count(place)
+            if not batch:
+                time.sleep(0.1)
     shared.has_torch[place] = "torch" in sys.modules
 
 
@@ -146,39 +121,6 @@ class PoolSeries:
         self.writer.append(sample, index=index)
 
 
-class LooseSeries:
-    """The alternative: two files a sample, each whole once it has its name."""
-
-    def __init__(self, load, place):
-        self.folder, self.kept = load.folder, deque()
-        self.left = iter([[index] for index in range(place, load.samples, load.writers)])
-        self.max_kept = max(1, load.max_bytes // load.writers // (PICTURE_BYTES + 4000))
-
-    def take(self):
-        return next(self.left, None)
-
-    def append(self, sample, index):
-        about = {
-            "annotations": sample.annotations,
-            "regions": sample.regions,
-            "provenance": sample.provenance,
-        }
-        self.write(f"{sample.sample_id}.jpg", sample.picture)
-        self.write(f"{sample.sample_id}.json", msgspec.json.encode(about))
-        self.kept.append(sample.sample_id)
-        if len(self.kept) > self.max_kept:
-            oldest = self.kept.popleft()
-            for suffix in ("json", "jpg"):
-                os.unlink(self.folder / f"{oldest}.{suffix}")
-
-    def write(self, name, data):
-        with open(self.folder / f".{name}", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(self.folder / f".{name}", self.folder / name)
-
-
 def read(load, place, shared):
     """Take every sample of this rank once, decoded, with its target."""
     import torch
@@ -189,11 +131,10 @@ def read(load, place, shared):
     categories = Categories.from_lvis(CATEGORIES)
     rank = place - load.writers
     samples = (pool_samples if load.kind == "pool" else loose_samples)(load, rank, categories, shared, place)
-    shared.ready.release()
-    shared.start.wait()
-    for image, target in samples:
-        assert image.shape == (3, SIDE_PX, SIDE_PX) and len(target["masks"]) == 4
-        shared.count(place)
+    with shared.working(place):
+        for image, target in samples:
+            assert image.shape == (3, SIDE_PX, SIDE_PX) and len(target["masks"]) == 4
+            shared.count(place)
 
 
 def pool_samples(load, rank, categories, shared, place):
@@ -216,27 +157,6 @@ def pool_samples(load, rank, categories, shared, place):
             shared.unread[place] += 1
 
 
-def loose_samples(load, rank, categories, shared, place):
-    from mflight.synthesis.reuse import hash_of
-    from mflight.synthesis.stream import to_target
-
-    seen = set()
-    while True:
-        is_over = shared.end.is_set()
-        names = {entry.name for entry in os.scandir(load.folder) if entry.name.endswith(".json")}
-        fresh = [name for name in names - seen if not name.startswith(".")]
-        seen = names
-        for name in sorted(name for name in fresh if hash_of(name) % load.readers == rank):
-            path = load.folder / name
-            with suppress(FileNotFoundError):  # it has made room
-                about = msgspec.json.decode(path.read_bytes())
-                image = np.array(Image.open(path.with_suffix(".jpg")).convert("RGB"))
-                yield to_target(PoolSample(path.stem, image, **about), categories, 0)
-        if is_over:
-            return
-        time.sleep(0.5)
-
-
 class Watch:
     """Sizes of the pool and of the processes while an arm runs."""
 
@@ -255,7 +175,7 @@ class Watch:
             self.memory_mb.append([private_mb(process.pid) for process in self.processes])
 
     def growth_mb(self):
-        """Return how much all, and the worst process, have grown: last three measures over the first three."""
+        """Return by how much all, and the worst process, have grown, and what all hold at the end."""
         alive = [row for row in self.memory_mb if None not in row]
         if len(alive) < 2:
             return 0.0, 0.0, 0.0
@@ -314,6 +234,8 @@ def run(load, every_s):
         "pool_peak_gb": watch.peak_bytes / 1e9,
         "written": written,
         "read": was_read,
+        "writer_cpu_ms": 1e3 * sum(shared.cpu_s[: load.writers]) / written,
+        "reader_cpu_ms": 1e3 * sum(shared.cpu_s[load.writers :]) / max(1, was_read),
         "evicted_unread": written - was_read,
         "evicted_while_held": sum(shared.unread),
         "writers_with_torch": sum(shared.has_torch),
@@ -332,22 +254,29 @@ def main():
         load = Load(Path(folder) / "pool", "pool", args.samples, args.rate, **base)
         result = run(load, args.measure_s)
         print(", ".join(f"{name} {value:,.4g}" for name, value in result.items()))
-        burst = replace(load, samples=args.burst, rate=0.0)
-        ours = run(burst, 1e9)
-        loose = run(replace(burst, kind="loose"), 1e9)
-    for name, arm in (("pool", ours), ("loose files", loose)):
-        rates = f"{arm['samples_per_s']:.0f} written, {arm['read_per_s']:.0f} read a second"
-        print(f"without a clock, {name}: {rates}, {arm['evicted_unread']} evicted unread")
-    ratios = {name: ours[name] / loose[name] for name in ("samples_per_s", "read_per_s")}
-    print(f"pool over loose files: {ratios['samples_per_s']:.2f} written, {ratios['read_per_s']:.2f} read")
-    result |= {f"burst_{name}": ours[name] for name in ratios}
-    result |= {f"loose_{name}": loose[name] for name in ratios}
-    result |= {f"ratio_{name}": ratio for name, ratio in ratios.items()}
+        if args.burst:
+            result |= compare(replace(load, samples=args.burst, rate=0.0))
     result = {name: round(value, 4) if isinstance(value, float) else value for name, value in result.items()}
     from device_clock import facts  # imports torch
 
     asked = {"clock_per_s": args.rate, "max_gb": args.max_gb, "cores": args.cores, "burst": args.burst}
     print("RESULT", json.dumps(result | processes | asked | facts("cpu")))
+
+
+def compare(burst):
+    """Run the pool and the loose files without the clock; return their rates and ratios."""
+    ours, loose = run(burst, 1e9), run(replace(burst, kind="loose"), 1e9)
+    for name, arm in (("pool", ours), ("loose files", loose)):
+        rates = f"{arm['samples_per_s']:.0f} written, {arm['read_per_s']:.0f} read a second"
+        cpu = f"{arm['writer_cpu_ms']:.1f} and {arm['reader_cpu_ms']:.1f} ms of CPU a sample"
+        print(f"without a clock, {name}: {rates}, {cpu}, {arm['evicted_unread']} evicted unread")
+    names = ("samples_per_s", "read_per_s")
+    ratios = {f"ratio_{name}": ours[name] / loose[name] for name in names}
+    print("pool over loose files:", ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
+    rates = {
+        f"{kind}_{name}": arm[name] for kind, arm in (("burst", ours), ("loose", loose)) for name in names
+    }
+    return rates | ratios
 
 
 def parse_arguments():
