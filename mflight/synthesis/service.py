@@ -153,10 +153,7 @@ class SynthesisService:
             image_format=image_format,
             capture_output=capture_output,
         )
-        self._workers = [
-            _Worker(replace(template, writer_name=f"w{index}", worker_index=index, device=device))
-            for index, device in enumerate(devices)
-        ]
+        self._workers = _assign(template, devices)
 
     def start(self) -> None:
         """Start the workers; they load their models while the caller goes on."""
@@ -261,6 +258,14 @@ class SynthesisService:
     def _tell(self, message: str) -> None:
         logger.warning(message)
         self._messages.append(message)
+
+
+def _assign(template: WorkerSpec, devices: Sequence[str]) -> list[_Worker]:
+    """Return one place for a worker on each device."""
+    specs = [
+        replace(template, writer_name=f"w{n}", worker_index=n, device=name) for n, name in enumerate(devices)
+    ]
+    return [_Worker(spec) for spec in specs]
 
 
 def _plain(config: Any) -> Mapping[str, Any]:
