@@ -64,7 +64,7 @@ class SlotCounts:
         reused: synthetic slots with a later use.
         fallback: synthetic slots that a real image had to fill.
         unreadable: fallbacks because a sample could not be read.
-        wait_s: seconds of waiting for the synthetic source.
+        wait_s: seconds of asking the synthetic source, and of waiting for it where that is wanted.
     """
 
     real: int = 0

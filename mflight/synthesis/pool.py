@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mflight.synthesis.acceptance import AcceptanceCounts
 from mflight.synthesis.packing import PoolSample, count_rejected, decode_sample, encode_sample
 from mflight.synthesis.series import SeriesCounts, ShardSeries
 from mflight.synthesis.shards import (
@@ -107,6 +108,7 @@ class PoolWriter:
             rejected=count_rejected(sample.regions),
             demand_step=demand_step,
             time_s=time.time(),
+            rejected_category_ids=tuple(one["category_id"] for one in sample.regions if one.get("rejected")),
         )
         self._series.append(span, line)
 
@@ -145,7 +147,7 @@ class PoolReader:
 
     What is torn or foreign is logged once, noted in ``set_aside`` (file, or shard and offset, to the reason)
     and never read; a folder of another format is refused with a ``PoolError``. ``dropped_ids`` names the
-    requests whose canvases were dropped.
+    requests whose canvases were dropped, ``acceptance`` counts the regions by class.
 
     Args:
         folder: the pool folder; it may appear later.
@@ -155,6 +157,7 @@ class PoolReader:
         self.folder = Path(folder)
         self.set_aside: dict[str, str] = {}
         self.dropped_ids: set[str] = set()
+        self.acceptance = AcceptanceCounts()
         self._tails: dict[str, IndexTail] = {}
         self._places: dict[str, tuple[str, int]] = {}
         check_pool_format(self.folder)
@@ -174,6 +177,8 @@ class PoolReader:
             except (PoolError, OSError) as error:
                 self._put_aside(path.name, str(error))
                 continue
+            for line in lines:
+                self.acceptance.add(line)
             if lines:
                 self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
                 samples = [line for line in lines if isinstance(line, SampleLine)]

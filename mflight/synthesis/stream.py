@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mflight.data.categories import Categories
 from mflight.data.target import Target
 from mflight.functional.masks import mask_to_box, rle_decode
+from mflight.synthesis.acceptance import AcceptanceCounts
 from mflight.synthesis.pool import PoolReader, PoolSample, SampleRef
 from mflight.synthesis.shards import PoolError
 from mflight.synthesis.signals import forget_consumption, write_consumption
@@ -90,6 +91,31 @@ class PoolStream(IterableDataset):
     def num_used(self) -> int:
         """How many samples this rank has used at least once."""
         return len(self._uses)
+
+    @property
+    def num_uses_in_all(self) -> int:
+        """How often the samples of this rank have been handed out, all together."""
+        return sum(self._uses.values())
+
+    @property
+    def folder(self) -> Path:
+        """The pool folder."""
+        return self._reader.folder
+
+    @property
+    def categories(self) -> Categories:
+        """The classes that give the labels."""
+        return self._categories
+
+    @property
+    def acceptance(self) -> AcceptanceCounts:
+        """Regions drawn and kept by class, over all ranks, as far as the pool has been looked at."""
+        return self._reader.acceptance
+
+    def demand_step_of(self, sample_id: str) -> int | None:
+        """Return the training step whose demand a sample followed; None for a sample of no request."""
+        ref = self._refs.get(sample_id)
+        return None if ref is None else ref.demand_step
 
     @property
     def set_aside(self) -> dict[str, str]:
