@@ -76,6 +76,7 @@ class PoolStream(IterableDataset):
         self._uses: dict[str, int] = {}
         self._refs: dict[str, SampleRef] = {}
         self._unreadable: set[str] = set()
+        self._rejected: set[str] = set()
         self._queue: list[
             tuple[int, int, str]
         ] = []  # (uses, place among equals, sample_id), old entries left in
@@ -127,7 +128,8 @@ class PoolStream(IterableDataset):
         self._poll()
         while self._queue:
             uses, _, sample_id = heapq.heappop(self._queue)
-            if uses == self._uses.get(sample_id, 0) and sample_id not in self._unreadable:
+            is_out = sample_id in self._unreadable or sample_id in self._rejected
+            if uses == self._uses.get(sample_id, 0) and not is_out:
                 self._uses[sample_id] = uses + 1
                 self._enqueue(sample_id)
                 return self._refs[sample_id]
@@ -162,6 +164,10 @@ class PoolStream(IterableDataset):
     def discard(self, ref: SampleRef) -> None:
         """Never hand out this sample again: it cannot be read."""
         self._unreadable.add(ref.sample_id)
+
+    def reject(self, sample_ids: Iterable[str]) -> None:
+        """Never hand out these samples again, nor when they come later: training found them wrong."""
+        self._rejected.update(sample_ids)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
         worker = get_worker_info()

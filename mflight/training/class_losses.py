@@ -5,17 +5,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mflight.training.rank_batches import rank_and_world_size, sum_over_ranks
+
+_LEAST_SCORE = 1e-10  # a loss of 23
 
 
 class ClassLosses:
     """Mean loss of the proposals of each class, forgetting by half-life, over all ranks.
 
     ``observe`` only adds on the device and never waits for it; ``update``, called by all ranks at the same
-    step, sums over the ranks and forgets. The loss is the softmax cross entropy of the logits, whatever the
-    detector itself minimises, so that runs with different losses compare.
+    step, sums over the ranks and forgets. The loss of a proposal is ``-log`` of the score of its own class:
+    the cross entropy of a softmax detector, the positive part of the binary one of a sigmoid detector.
 
     Args:
         num_classes: C.
@@ -29,24 +30,24 @@ class ClassLosses:
         self._sums = torch.zeros(2, num_classes + 1, dtype=torch.float64)
 
     def observe(
-        self, logits: Tensor, labels: Sequence[Tensor], targets: Sequence[Mapping[str, Any]] | None
+        self, scores: Tensor, labels: Sequence[Tensor], targets: Sequence[Mapping[str, Any]] | None
     ) -> None:
         """Take in one step of this rank.
 
         Args:
-            logits: float32[R, C + 1], detached.
+            scores: float32[R, C] in [0, 1], detached: of the classes, without the background.
             labels: int64[R_i] of each image's proposals, 0 for the background.
             targets: of the same images; ``is_synthetic`` tells which were generated.
         """
-        if self._pending.device != logits.device:
-            self._pending = self._pending.to(logits.device)
-        every_label = torch.cat(list(labels))
+        if self._pending.device != scores.device:
+            self._pending = self._pending.to(scores.device)
         counted = [
             torch.zeros_like(own) if self._images == "real" and target.get("is_synthetic", False) else own
             for own, target in zip(labels, targets or [{}] * len(labels), strict=True)
         ]
         place = torch.cat(counted)  # what is not counted goes to the background, which nobody asks for
-        losses = F.cross_entropy(logits.detach().float(), every_label, reduction="none")
+        own_scores = scores.float().gather(1, (place - 1).clamp_min(0)[:, None])[:, 0]
+        losses = -own_scores.clamp_min(_LEAST_SCORE).log()
         self._pending[0].index_add_(0, place, losses)
         self._pending[1].index_add_(0, place, torch.ones_like(losses))
 

@@ -67,7 +67,7 @@ class DemandFeedback(L.Callback):
             self._losses.load_state_dict(self._saved)
         self._heads = [part for part in pl_module.modules() if isinstance(part, InstanceHeads)]
         for heads in self._heads:
-            heads.watch = self._losses.observe
+            heads.watchers.append(self._losses.observe)
         self._publish(trainer)
 
     def on_train_batch_end(
@@ -95,7 +95,7 @@ class DemandFeedback(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the detector as it was."""
         for heads in self._heads:
-            heads.watch = None
+            heads.watchers.remove(self._losses.observe)
         self._heads = []
 
     def on_exception(

@@ -10,15 +10,15 @@ import torch.distributed as dist
 
 from mflight.training.class_losses import ClassLosses
 
-EVEN = torch.zeros(1, 3)  # background and two classes, all as likely: a loss of ln 3
-SURE_OF_1 = torch.tensor([[0.0, math.log(2.0), 0.0]])  # 1 / 4, 1 / 2, 1 / 4
+EVEN = torch.tensor([[1 / 3, 1 / 3]])  # scores of two classes, as likely as the background: a loss of ln 3
+SURE_OF_1 = torch.tensor([[1 / 2, 1 / 4]])
 REAL, SYNTHETIC = {"is_synthetic": False}, {"is_synthetic": True}
 
 
 def observed(*steps, **settings):
     losses = ClassLosses(2, **settings)
-    for logits, labels, targets in steps:
-        losses.observe(torch.cat(logits), [torch.tensor(own) for own in labels], targets)
+    for scores, labels, targets in steps:
+        losses.observe(torch.cat(scores), [torch.tensor(own) for own in labels], targets)
     return losses
 
 

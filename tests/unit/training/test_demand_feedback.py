@@ -84,7 +84,7 @@ def pool(tmp_path):
 
 def test_loss_ap_and_acceptance_come_into_the_demand(tmp_path, pool):
     module, feedback, trainer = fit(tmp_path, pool, 4)
-    assert all(part.watch is None for part in module.modules() if hasattr(part, "watch"))
+    assert module.model.roi_heads.watchers == []
     by_loss = Demand.read(pool)
     assert by_loss.step == 4 and sum(by_loss.weights.values()) == pytest.approx(1)
     means = feedback._losses.means()
