@@ -8,13 +8,10 @@ from mflight.synthesis.shards import DroppedLine, IndexLine, SampleLine
 class AcceptanceCounts:
     """Counts regions by class while a reader follows the indexes: no image or sample is opened for it.
 
-    An instance is kept when it is in the pool; with a canvas that is dropped, all of its regions are lost,
-    whichever broke a rule. An index that was cut and is read again counts again: for an estimate that is
-    good enough. Lines written before classes were kept in them count nothing that they do not tell.
-
-    Attributes:
-        num_drawn: category_id to regions drawn.
-        num_kept: category_id to instances in the pool.
+    ``num_drawn`` and ``num_kept`` hold, by category_id, the regions drawn and the instances in the pool. With
+    a canvas that is dropped all of its regions are lost, whichever broke a rule. An index that was cut and is
+    read again counts again: for an estimate that is good enough. Lines written before classes were kept in
+    them count nothing that they do not tell.
     """
 
     def __init__(self) -> None:
