@@ -215,11 +215,9 @@ class MixedBatches:
         return Slot(draws.randrange(len(self._real)), ref, seed, "fresh" if is_fresh else "reused")
 
     def _next_ref(self, plan: "_Plan") -> Any | None:
-        ref = self._synthetic.next_ref()
-        if ref is not None or not self._wait:
-            return ref
         started = time.monotonic()
-        while ref is None:
+        ref = self._synthetic.next_ref()
+        while ref is None and self._wait:
             if time.monotonic() - started > self._wait_timeout_s:
                 raise TimeoutError(f"no synthetic sample came within {self._wait_timeout_s:g} s (wait=True)")
             if self._while_waiting is not None and not self._while_waiting():

@@ -48,6 +48,9 @@ class InstanceHeads(RoIHeads):
     Proposals inside a target's ``ignore_boxes`` that match no instance are not learnt from; without such
     boxes nothing changes.
 
+    ``watchers`` are functions of ``(scores float32[R, C], labels int64[R_i] of each image, targets)``;
+    training calls each at every step with the detached class scores of the sampled regions.
+
     Args:
         class_agnostic_boxes: one box a region, for all classes.
         class_agnostic_masks: one mask a region, for all classes.
@@ -70,6 +73,7 @@ class InstanceHeads(RoIHeads):
         self.class_agnostic_masks = class_agnostic_masks
         self.classification_loss = classification_loss
         self.ignore_overlap = ignore_overlap
+        self.watchers: list[Callable[[Tensor, list[Tensor], Sequence[Mapping[str, Tensor]]], None]] = []
 
     def forward(
         self,
@@ -113,6 +117,8 @@ class InstanceHeads(RoIHeads):
         logits, box_regression = self._box_branch(features, proposals, image_shapes)
         positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
         all_labels = torch.cat(labels)
+        for watch in self.watchers:
+            watch(F.softmax(logits.detach(), dim=-1)[:, 1:], labels, targets)
 
         # only the regions on an object have a mask to learn
         mask_proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]

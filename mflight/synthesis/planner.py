@@ -1,13 +1,14 @@
 """Which classes to draw next, and where on the canvas. No torch, no state but the seed."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, validate_call
 
 from mflight.data.categories import Categories, Category, Frequency
 from mflight.functional.layout import MosaicLayout, draw_grid_layout, draw_layout
+from mflight.synthesis.demand import DemandRule, signals_before_training
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
 from mflight.synthesis.signals import Demand
@@ -26,12 +27,15 @@ class CategoryPlanner:
     ``published`` takes the classes of ``main_frequency`` in turn, shuffled anew every round, as the main
     class of a canvas, draws its partners uniformly from all classes with replacement, and shuffles them.
     ``inverse_frequency`` draws the class of every region from all classes with a weight of
-    ``1 / max(1, image_count)``.
+    ``1 / max(1, image_count)``. ``adaptive`` does so with the weights of the trainer's demand; until there is
+    one, with those that the demand rule gives to rarity alone.
 
     Args:
         categories: all classes of the dataset.
         prompt_builder: writes the prompts.
         rule: how classes are chosen.
+        demand_rule: gives the weights of ``adaptive`` before the trainer has said anything; ``None`` for its
+            defaults.
         main_frequency: the classes that ``published`` takes in turn.
         num_regions: the published choices of regions per canvas; one of these and of ``grids`` is drawn for
             each canvas.
@@ -63,7 +67,8 @@ class CategoryPlanner:
         *,
         categories: Categories,
         prompt_builder: PromptBuilder,
-        rule: Literal["published", "inverse_frequency"] = "published",
+        rule: Literal["published", "inverse_frequency", "adaptive"] = "published",
+        demand_rule: DemandRule | None = None,
         main_frequency: Frequency = "rare",
         num_regions: Sequence[Literal[1, 2, 4]] = (4,),
         grids: Sequence[Grid] = (),
@@ -102,7 +107,8 @@ class CategoryPlanner:
             raise ValueError(f"guidance_scale_range must rise, got {guidance_scale_range}")
         if rule == "published" and not self._main_categories:
             raise ValueError(f"rule 'published' needs a {main_frequency} class, none of {len(categories)} is")
-        self._weights = [1.0 / max(1, category.image_count) for category in categories]
+        self._inverse_frequencies = {c.category_id: 1.0 / max(1, c.image_count) for c in categories}
+        self._first_demand = (demand_rule or DemandRule()).shares(signals_before_training(categories))
 
     def request_id(self, index: int) -> str:
         """Return the id of the request at ``index``, which is that of the sample it will give."""
@@ -113,7 +119,8 @@ class CategoryPlanner:
 
         Args:
             index: place in the sequence, from 0.
-            demand: what the trainer wants; the rules so far only note its step.
+            demand: what the trainer wants; only ``adaptive`` follows it, the others note its step. A demand
+                that names none of the classes is not followed.
 
         Returns:
             The complete order, the same for the same arguments.
@@ -121,7 +128,7 @@ class CategoryPlanner:
         draws = random.Random(f"{self._seed}/request/{index}")
         regions = draws.choice(self._region_choices)
         count = regions if isinstance(regions, int) else regions[0] * regions[1]
-        chosen = self._choose(index, count, draws)
+        chosen = self._choose(index, count, draws, demand)
         layout = self._lay_out(regions, self._layout_draws(index, draws))
         return MosaicRequest(
             request_id=self.request_id(index),
@@ -157,12 +164,20 @@ class CategoryPlanner:
         low, high = self._guidance_scale_range
         return tuple(low if low == high else draws.uniform(low, high) for _ in range(count))
 
-    def _choose(self, index: int, count: int, draws: random.Random) -> list[Category]:
+    def _choose(self, index: int, count: int, draws: random.Random, demand: Demand | None) -> list[Category]:
         if self._rule == "inverse_frequency":
-            return draws.choices(self._categories, self._weights, k=count)
+            return self._choose_by(self._inverse_frequencies, count, draws)
+        if self._rule == "adaptive":
+            wanted = demand.weights if demand else {}
+            is_known = any(wanted.get(one.category_id, 0.0) > 0.0 for one in self._categories)
+            return self._choose_by(wanted if is_known else self._first_demand, count, draws)
         chosen = [self._main_category(index), *(draws.choice(self._categories) for _ in range(count - 1))]
         draws.shuffle(chosen)
         return chosen
+
+    def _choose_by(self, weights: Mapping[int, float], count: int, draws: random.Random) -> list[Category]:
+        by_class = [weights.get(category.category_id, 0.0) for category in self._categories]
+        return draws.choices(self._categories, by_class, k=count)
 
     def _main_category(self, index: int) -> Category:
         turn, place = divmod(index, len(self._main_categories))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mflight.synthesis.acceptance import AcceptanceCounts
 from mflight.synthesis.follow import PoolTail
 from mflight.synthesis.packing import EncodedSample, PoolSample, count_rejected, decode_sample, encode_sample
 from mflight.synthesis.series import SeriesCounts, ShardSeries
@@ -104,6 +105,7 @@ class PoolWriter:
             rejected=count_rejected(sample.regions),
             demand_step=demand_step,
             time_s=time.time(),
+            rejected_category_ids=tuple(one["category_id"] for one in sample.regions if one.get("rejected")),
         )
         self._series.append(span, line)
 
@@ -142,7 +144,7 @@ class PoolReader:
 
     What is torn or foreign is logged once, noted in ``set_aside`` (file, or shard and offset, to the reason)
     and never read; a folder of another format is refused with a ``PoolError``. What it holds grows with the
-    samples that are in the pool, not with those that were.
+    samples that are in the pool, not with those that were. ``acceptance`` counts the regions by class.
 
     Args:
         folder: the pool folder; it may appear later.
@@ -150,6 +152,7 @@ class PoolReader:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self.acceptance = AcceptanceCounts()
         self._tail = PoolTail(self.folder)
         self._places: dict[str, tuple[str, int, int]] = {}
         self._ids_in_shard: dict[str, list[str]] = {}
@@ -186,6 +189,8 @@ class PoolReader:
             self._forget(f"{stem}.tar")
         refs: list[SampleRef] = []
         for stem, lines in self._tail.read_new():
+            for line in lines:
+                self.acceptance.add(line)
             refs.extend(self._new_refs(f"{stem}.tar", lines))
         return sorted(refs, key=lambda ref: (ref.index, ref.sample_id))
 

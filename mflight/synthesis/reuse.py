@@ -25,6 +25,7 @@ class ReuseQueue:
         self._refs: dict[str, SampleRef] = {}
         self._uses: dict[str, int] = {}
         self._unreadable: set[str] = set()
+        self._rejected: set[str] = set()
         self._used_of_shard: Counter[str] = Counter()
         self._heap: list[tuple[int, int, str]] = []  # (uses, place among equals, sample_id), old ones left in
 
@@ -42,6 +43,10 @@ class ReuseQueue:
         """How many samples of each shard have been used at least once."""
         return +self._used_of_shard
 
+    def find(self, sample_id: str) -> SampleRef | None:
+        """Return a sample that is here, or None."""
+        return self._refs.get(sample_id)
+
     def add(self, ref: SampleRef) -> None:
         """Take a sample in, or learn its new place."""
         uses = self._uses.get(ref.sample_id, 0)
@@ -56,7 +61,8 @@ class ReuseQueue:
         while self._heap:
             uses, _, sample_id = heapq.heappop(self._heap)
             ref = self._refs.get(sample_id)
-            if ref and uses == self._uses.get(sample_id, 0) and sample_id not in self._unreadable:
+            is_out = sample_id in self._unreadable or sample_id in self._rejected
+            if ref and uses == self._uses.get(sample_id, 0) and not is_out:
                 self._set_uses(sample_id, uses + 1)
                 self._push(sample_id)
                 return ref
@@ -71,6 +77,10 @@ class ReuseQueue:
         """Hand a sample out no more, unless it comes from a new place."""
         if sample_id in self._refs:
             self._unreadable.add(sample_id)
+
+    def reject(self, sample_ids: Iterable[str]) -> None:
+        """Hand samples out no more, wherever they come from, now or later."""
+        self._rejected.update(sample_ids)
 
     def forget(self, sample_ids: Iterable[str]) -> None:
         """Let samples go, with their uses."""

@@ -35,7 +35,11 @@ class ShardHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
 
 
 class SampleLine(msgspec.Struct, frozen=True, tag_field="kind", tag="sample"):
-    """One sample that is safely on disk: where it lies, and what a reader needs before opening it."""
+    """One sample that is safely on disk: where it lies, and what a reader needs before opening it.
+
+    ``rejected_category_ids`` holds the class of each rejected region of a rescued canvas; pools written
+    before it was kept have none.
+    """
 
     sample_id: str
     index: int
@@ -47,6 +51,7 @@ class SampleLine(msgspec.Struct, frozen=True, tag_field="kind", tag="sample"):
     rejected: dict[str, int]
     demand_step: int
     time_s: float
+    rejected_category_ids: tuple[int, ...] = ()
 
 
 class DroppedLine(msgspec.Struct, frozen=True, tag_field="kind", tag="dropped"):

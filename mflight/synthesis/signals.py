@@ -4,6 +4,7 @@ Each has one author, is replaced in one piece, and may be missing or old: a read
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -38,7 +39,8 @@ class Demand:
 
     Attributes:
         step: the training step at which it was written.
-        weights: category_id to a weight >= 0; a category left out has none.
+        weights: category_id to a finite weight >= 0; a category left out has none. Empty: the trainer wants
+            nothing in particular.
     """
 
     step: int = 0
@@ -54,7 +56,9 @@ class Demand:
         """Return the demand last published in a pool folder, or None."""
         said = read_json(folder / "demand.json")
         try:
-            return said and cls(int(said["step"]), {int(key): float(w) for key, w in said["weights"].items()})
+            weights = {int(key): float(weight) for key, weight in said["weights"].items()} if said else {}
+            is_sound = all(0.0 <= weight < math.inf for weight in weights.values())
+            return cls(int(said["step"]), weights) if said and is_sound else None
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 

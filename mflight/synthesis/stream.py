@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mflight.data.categories import Categories
 from mflight.data.target import Target
 from mflight.functional.masks import mask_to_box, rle_decode
+from mflight.synthesis.acceptance import AcceptanceCounts
 from mflight.synthesis.pool import PoolReader, PoolSample, SampleRef
 from mflight.synthesis.reuse import ReuseQueue, hash_of
 from mflight.synthesis.shards import PoolError
@@ -95,6 +96,31 @@ class PoolStream(IterableDataset):
         return len(self._reader.evicted_ids)
 
     @property
+    def num_uses_in_all(self) -> int:
+        """How often the samples of this rank have been handed out, all together."""
+        return sum(self._queue.uses.values())
+
+    @property
+    def folder(self) -> Path:
+        """The pool folder."""
+        return self._reader.folder
+
+    @property
+    def categories(self) -> Categories:
+        """The classes that give the labels."""
+        return self._categories
+
+    @property
+    def acceptance(self) -> AcceptanceCounts:
+        """Regions drawn and kept by class, over all ranks, as far as the pool has been looked at."""
+        return self._reader.acceptance
+
+    def demand_step_of(self, sample_id: str) -> int | None:
+        """Return the training step whose demand a sample followed; None for a sample of no request."""
+        ref = self._queue.find(sample_id)
+        return None if ref is None else ref.demand_step
+
+    @property
     def set_aside(self) -> dict[str, str]:
         """What the reader found torn or foreign, and why."""
         return self._reader.set_aside
@@ -130,6 +156,10 @@ class PoolStream(IterableDataset):
         self._queue.discard(ref.sample_id)
         if not (self._reader.folder / ref.shard).exists():
             self.num_missed += 1
+
+    def reject(self, sample_ids: Iterable[str]) -> None:
+        """Never hand out these samples again, nor when they come later: training found them wrong."""
+        self._queue.reject(sample_ids)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
         worker = get_worker_info()

@@ -173,9 +173,9 @@ class MosaicSynthesizer:
         layouts = [request.layout for request in requests]
         attention_maps = [canvas.attention_maps for canvas in canvases]
         return [
-            self.region_filter.apply([region.mask for region in regions], layout)
-            for regions, layout in zip(
-                self.labeler.label_batch(images, layouts, attention_maps), layouts, strict=True
+            self.region_filter.apply([region.mask for region in regions], layout, image)
+            for regions, layout, image in zip(
+                self.labeler.label_batch(images, layouts, attention_maps), layouts, images, strict=True
             )
         ]
 

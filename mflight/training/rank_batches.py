@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from mflight.data.mixing import MixedBatches
 
@@ -52,6 +53,14 @@ class RankBatches:
                 f"got {world_size}"
             )
         self._batches.load_state_dict(state["ranks"][rank])
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over the training ranks; all of them call it together."""
+    if rank_and_world_size()[1] > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
 
 
 def rank_and_world_size() -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The main job as a person runs it, and the settings that it refuses."""
 
+import csv
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from mflight.synthesis.pool import PoolReader
+from mflight.synthesis.signals import Demand
 from tests.run.conftest import SMALL
 from tests.run.wandb_reader import read_wandb_run
 
@@ -64,6 +66,25 @@ def test_metrics_file_and_results_agree_with_wandb(default_job, wandb_run):
     assert steps == tuple(range(8))
     assert losses == pytest.approx(wandb_run.values("train/loss/total"), rel=1e-6)
     assert default_job.results["steps"] == 8
+
+
+def test_figures_of_synthesis_and_demand_are_in_wandb_and_csv(default_job, wandb_run):
+    names = {"images_per_s", "pool_samples", "pool_bytes", "fresh_ratio", "reused_ratio", "fallback"}
+    names |= {"age_steps", "mean_uses", "wait_s", "generator_idle_ratio", "rejected_ratio"}
+    names |= {f"demand/{frequency}" for frequency in ("rare", "common", "frequent")}
+    keys = {f"synthesis/{name}" for name in names}
+    with (default_job.run_dir / "csv" / "metrics.csv").open() as file:
+        assert keys <= set(csv.DictReader(file).fieldnames)
+    assert (
+        keys | {"synthesis/demand_by_class", "synthesis/demand_histogram"}
+        <= {key.split("/_")[0] for key in wandb_run.keys} | wandb_run.keys
+    )
+    demand = Demand.read(default_job.run_dir / "pool")
+    assert demand.step == 8 and sum(demand.weights.values()) == pytest.approx(1)
+    with (default_job.run_dir / "demand.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["4"] * 24 + ["8"] * 24
+    assert any(row["loss"] for row in rows) and any(int(row["drawn"]) for row in rows)
 
 
 def test_checkpoints_hold_the_weights_and_the_place(default_job):

@@ -1,19 +1,28 @@
 """Logs what the generators do and what fills the batches, and says loudly when a generator dies."""
 
 import time
+from dataclasses import astuple, fields
 from typing import Annotated, Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import Field, validate_call
 
 from mflight.data.slots import SlotCounts
 from mflight.synthesis.service import ServiceReport
 from mflight.training.datamodule import MixedDataModule
+from mflight.training.rank_batches import rank_and_world_size, sum_over_ranks
+
+_NUM_COUNTS = len(fields(SlotCounts))
 
 
 class SynthesisMonitor(L.Callback):
-    """Logs ``synthesis/*`` figures of a :class:`MixedDataModule`.
+    """Logs ``synthesis/*`` figures of a :class:`MixedDataModule`, those of the slots over all ranks.
+
+    ``images_per_s`` counts what was accepted since training began; ``age_steps`` is the mean number of
+    training steps between the demand that a sample followed and its use, of the samples used since the last
+    look; ``mean_uses`` is over the samples used at least once; ``wait_s`` is the mean of the ranks.
 
     Args:
         every_n_steps: training steps between two looks.
@@ -23,10 +32,15 @@ class SynthesisMonitor(L.Callback):
     def __init__(self, *, every_n_steps: Annotated[int, Field(ge=1)] = 25):
         self._every_n_steps = every_n_steps
         self._started_at: float | None = None
+        self._num_before = 0.0
+        self._age_steps, self._num_aged = 0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to measure rates."""
         self._started_at = time.monotonic()
+        data = trainer.datamodule
+        if isinstance(data, MixedDataModule) and data.report is not None:
+            self._num_before = data.report.total("accepted")  # drawn before this run went on
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -37,19 +51,57 @@ class SynthesisMonitor(L.Callback):
             return
         for message in data.take_messages():
             self._alert(trainer, message)
+        self._note_ages(data, batch, trainer.global_step)
         if trainer.global_step % self._every_n_steps == 0:
-            pl_module.log_dict(self.figures(data), rank_zero_only=True, batch_size=1)
+            figures = self.figures(data, pl_module.device)
+            pl_module.log_dict(figures, rank_zero_only=True, batch_size=1)
 
-    def figures(self, data: MixedDataModule) -> dict[str, float]:
-        """Return the figures of this moment, by the name under which they are logged."""
-        figures = slot_figures(data.counts)
+    def figures(self, data: MixedDataModule, device: torch.device | str = "cpu") -> dict[str, float]:
+        """Return the figures of this moment, by the name under which they are logged.
+
+        Args:
+            data: whose slots, pool and generators are looked at.
+            device: where the ranks sum what they have counted; all of them call it together.
+
+        Returns:
+            The figures. Those of the generators are on rank 0 alone.
+        """
+        counts, used = self._over_ranks(data, device)
+        figures = slot_figures(counts) | used
         if data.report is not None:
             figures |= generator_figures(data.report)
             elapsed_s = time.monotonic() - (self._started_at or time.monotonic())
-            figures["synthesis/images_per_s"] = figures["synthesis/images"] / max(1.0, elapsed_s)
-        if data.stream is not None:
-            figures["synthesis/pool_samples"] = data.stream.num_samples
+            num_drawn = figures["synthesis/images"] - self._num_before
+            figures["synthesis/images_per_s"] = num_drawn / max(1.0, elapsed_s)
         return {name: float(value) for name, value in figures.items()}
+
+    def _note_ages(self, data: MixedDataModule, batch: Any, step: int) -> None:
+        if data.stream is None or not isinstance(batch, list | tuple) or len(batch) != 2:
+            return
+        for target in batch[1]:
+            demand_step = data.stream.demand_step_of(target.get("sample_id", ""))
+            if demand_step is not None:
+                self._age_steps += max(0, step - demand_step)  # a resumed run finds samples of its future
+                self._num_aged += 1
+
+    def _over_ranks(
+        self, data: MixedDataModule, device: torch.device | str
+    ) -> tuple[SlotCounts, dict[str, float]]:
+        stream = data.stream
+        of_stream = (stream.num_samples, stream.num_used, stream.num_uses_in_all) if stream else (0, 0, 0)
+        own = [*astuple(data.counts), self._age_steps, self._num_aged, *of_stream]
+        summed = sum_over_ranks(torch.tensor(own, dtype=torch.float32, device=device)).tolist()
+        self._age_steps = self._num_aged = 0
+        counts = SlotCounts(*summed[:_NUM_COUNTS])
+        counts.wait_s /= rank_and_world_size()[1]
+        age_steps, num_aged, num_samples, num_used, num_uses = summed[_NUM_COUNTS:]
+        if stream is None:
+            return counts, {}
+        figures = {
+            "synthesis/pool_samples": num_samples,
+            "synthesis/mean_uses": num_uses / max(1.0, num_used),
+        }
+        return counts, figures | ({"synthesis/age_steps": age_steps / num_aged} if num_aged else {})
 
     @staticmethod
     def _alert(trainer: L.Trainer, message: str) -> None:
@@ -68,6 +120,7 @@ def generator_figures(report: ServiceReport) -> dict[str, float]:
         "synthesis/regions": regions,
         "synthesis/rejected_ratio": sum(rejected.values()) / max(1, regions),
         "synthesis/generator_idle_ratio": idle_s / max(1e-9, busy_s + idle_s),
+        "synthesis/pool_bytes": report.total("size_bytes"),
         "synthesis/generators_alive": report.alive,
         "synthesis/generator_deaths": report.num_deaths,
         **{f"synthesis/rejected/{rule}": number for rule, number in rejected.items()},
@@ -82,6 +135,8 @@ def slot_figures(counts: SlotCounts) -> dict[str, float]:
         "synthesis/fresh": counts.fresh,
         "synthesis/reused": counts.reused,
         "synthesis/fallback": counts.fallback,
+        "synthesis/fresh_ratio": counts.fresh / max(1, synthetic_slots),
+        "synthesis/reused_ratio": counts.reused / max(1, synthetic_slots),
         "synthesis/fallback_ratio": counts.fallback / max(1, synthetic_slots),
         "synthesis/wait_s": counts.wait_s,
     }

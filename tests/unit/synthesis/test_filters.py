@@ -77,7 +77,34 @@ def test_one_rejected_region_drops_the_canvas_unless_it_is_rescued():
     assert not RegionFilter(rescue=True).apply([block(0, 0)] * 2, LAYOUT).is_kept
 
 
+@pytest.mark.parametrize(
+    ("mask", "settings", "rule"),
+    [
+        (block(6, 6, 3, 3) | block(3, 4, 12, 3), {"max_torn_ratio": 0.25}, None),  # 12 of 48 px are left out
+        (block(6, 6, 3, 3) | block(3, 4, 12, 3), {"max_torn_ratio": 0.24}, "torn"),
+        (block(6, 6, 0, 3), {"max_cut_ratio": 0.3}, None),  # 6 of 20 px of the outline
+        (block(6, 6, 0, 3), {"max_cut_ratio": 0.29}, "cut"),
+        (block(6, 6, 3, 0), {"max_cut_ratio": 0.29}, "cut"),
+        (block(10, 10, 4, 4), {"min_edge_ratio": 1.5}, None),
+        (block(10, 10, 4, 10), {"min_edge_ratio": 1.5}, "off_edges"),
+        (block(1, 1), {"max_cut_ratio": 0.0, "max_torn_ratio": 0.0, "min_edge_ratio": 9.0}, "too_small"),
+    ],
+)
+def test_stricter_rules_when_they_are_set(mask, settings, rule):
+    image = np.zeros((*LAYOUT.canvas_hw, 3), dtype=np.uint8)
+    image[4:14, 4:14] = 200
+    settings = {"area_ratio_range": (0.04, 0.95), **settings}
+    judged = RegionFilter(**settings).apply([mask, block(10, 10, 4, 4)], LAYOUT, image).regions[0]
+    assert judged.rejected == rule and (judged.mask is None) == (rule is not None)
+    published = RegionFilter(area_ratio_range=(0.04, 0.95)).apply([mask, mask], LAYOUT, image).regions[0]
+    assert published.rejected == (rule if rule == "too_small" else None)
+
+
 def test_errors_name_the_value():
+    with pytest.raises(ValueError, match=r"min_edge_ratio=1\.5 needs the image, got None"):
+        RegionFilter(min_edge_ratio=1.5).apply([block(5, 5)] * 2, LAYOUT)
+    with pytest.raises(ValidationError, match=r"max_cut_ratio\n.*less than or equal to 1 .*input_value=2"):
+        RegionFilter(max_cut_ratio=2)
     with pytest.raises(ValueError, match=r"must be increasing, got \(0\.5, 0\.5\)"):
         RegionFilter(area_ratio_range=(0.5, 0.5))
     with pytest.raises(ValidationError, match=r"less than or equal to 1 .*input_value=1\.5"):

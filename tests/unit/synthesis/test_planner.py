@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mflight.functional.layout import draw_layout
+from mflight.synthesis.demand import DemandRule
 from mflight.synthesis.planner import CategoryPlanner
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
@@ -57,6 +58,26 @@ def test_inverse_frequency_prefers_the_rarer_of_two():
     counts = Counter(category_id for request in requests for category_id in request.category_ids)
     assert counts[2] / counts[9] == pytest.approx(7 / 3, rel=0.2)
     assert counts[9] / counts[11] == pytest.approx(40 / 7, rel=0.3)
+
+
+def test_adaptive_follows_the_demand_and_rarity_before_there_is_one():
+    adaptive = planner(rule="adaptive", demand_rule=DemandRule(rarity_power=1, floor=0))
+    before = [adaptive.request(index) for index in range(500)]
+    assert before == [planner(rule="inverse_frequency").request(index) for index in range(500)]
+    demand = Demand(step=40, weights={5: 3.0, 11: 1.0})
+    requests = [adaptive.request(index, demand) for index in range(500)]
+    counts = Counter(category_id for request in requests for category_id in request.category_ids)
+    assert set(counts) == {5, 11} and counts[5] / counts[11] == pytest.approx(3, rel=0.2)
+    assert adaptive.request(3, Demand(step=40, weights={77: 1.0})).category_ids == before[3].category_ids
+    assert adaptive.request(3, Demand(step=40)).category_ids == before[3].category_ids
+
+
+def test_an_adaptive_request_is_whole_without_the_demand_that_it_followed():
+    demand = Demand(step=40, weights={5: 3.0, 11: 1.0})
+    request = planner(rule="adaptive").request(8, demand)
+    assert MosaicRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+    assert request.category_ids != planner(rule="adaptive").request(8).category_ids
+    assert request.demand_step == 40
 
 
 def test_every_choice_of_regions_comes_and_boxes_lie_on_the_stride():
@@ -126,8 +147,11 @@ def test_demand_is_noted_and_travels_through_its_file(tmp_path):
     demand.write(tmp_path)
     assert Demand.read(tmp_path) == demand
     assert planner().request(0, demand).demand_step == 120
-    (tmp_path / "demand.json").write_text('{"step": "x", "weights": []}')
-    assert Demand.read(tmp_path) is None
+    for unsound in ('{"step": "x", "weights": []}', '{"step": 1, "weights": {"2": NaN}}', '{"step": 1', "[]"):
+        (tmp_path / "demand.json").write_text(unsound)
+        assert Demand.read(tmp_path) is None
+    (tmp_path / "demand.json").write_text('{"step": 1, "weights": {"2": 0.5}, "of_a_later_version": 1}')
+    assert Demand.read(tmp_path) == Demand(1, {2: 0.5})
 
 
 @pytest.mark.parametrize(
