@@ -4,6 +4,7 @@ import io
 import os
 import re
 import tarfile
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from mflight.synthesis.shards import PoolError
+from mflight.synthesis.shards import DroppedLine, PoolError, SampleLine
 
 _SAMPLE_ID = re.compile(r"^[A-Za-z0-9_-]{1,80}$")  # no dot: WebDataset takes the name up to the first one
 
@@ -75,6 +76,34 @@ def encode_sample(sample: PoolSample, image_format: Literal["jpeg", "png"], jpeg
     suffix = ".png" if image_format == "png" else ".jpg"
     return _tar_member(sample.sample_id + suffix, buffer.getvalue()) + _tar_member(
         sample.sample_id + ".json", msgspec.json.encode(about)
+    )
+
+
+def describe_sample(sample: PoolSample, index: int, demand_step: int) -> SampleLine:
+    """Return the index line of a sample; the writer fills in its place, size and checksum."""
+    return SampleLine(
+        sample_id=sample.sample_id,
+        index=index,
+        offset=0,
+        size=0,
+        crc32=0,
+        category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
+        num_regions=len(sample.regions),
+        rejected=count_rejected(sample.regions),
+        demand_step=demand_step,
+        time_s=time.time(),
+    )
+
+
+def describe_dropped(sample_id: str, regions: list[dict[str, Any]], index: int) -> DroppedLine:
+    """Return the index line of a request whose canvas was dropped."""
+    return DroppedLine(
+        sample_id=sample_id,
+        index=index,
+        num_regions=len(regions),
+        rejected=count_rejected(regions),
+        time_s=time.time(),
+        regions=tuple((region["category_id"], region.get("rejected")) for region in regions),
     )
 
 
