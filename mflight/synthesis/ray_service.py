@@ -14,6 +14,7 @@ from mflight.synthesis.ray_home import EXIT_GIVEN_UP, run_ray_home
 from mflight.synthesis.ray_status import RayHomeSpec, RayStatus
 from mflight.synthesis.service import PositiveInt, ServiceReport, SynthesisService, WorkerPlace
 from mflight.synthesis.signals import WorkerStatus
+from mflight.synthesis.worker import log_path
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class RaySynthesisService(SynthesisService):
     sends them out and appends what comes home to the pool; it is watched as a local generator is. Actors are
     streaming generators with back-pressure. A request whose actor died before its sample was in the pool is
     handed to another; requests, ids and samples are those of the local service with the same seed. ``start``
-    waits until the driver has joined the cluster: a cluster that does not answer is a RuntimeError, and so
+    waits until the driver has joined the cluster: a cluster that does not answer is a ConnectionError, and so
     is one that offers GPUs of this host without ``use_home_gpus``. Ray that is not installed is a
     ModuleNotFoundError.
 
@@ -88,7 +89,7 @@ class RaySynthesisService(SynthesisService):
         max_restarts: Annotated[int, Field(ge=0)] = 5,
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
         place_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0,
-        connect_timeout_s: Annotated[float, Field(gt=0.0)] = 120.0,
+        connect_timeout_s: Annotated[float, Field(gt=0.0)] = 60.0,
         stop_timeout_s: Annotated[float, Field(ge=0.0)] = 10.0,
         capture_output: bool = True,
         without_worker: str = "training goes on with the pool as it is and with real images",
@@ -135,22 +136,16 @@ class RaySynthesisService(SynthesisService):
         """Start the driver and wait until it has joined the cluster; actors load their models later.
 
         Raises:
-            RuntimeError: with what the driver said, if it could not.
+            ConnectionError: with what the driver said, if it could not.
         """
         RayStatus.path(self._folder).unlink(missing_ok=True)
         super().start()
         process, deadline = self._driver.process, time.monotonic() + self._connect_timeout_s
-        while process is not None and RayStatus.read(self._folder).pid != process.pid:
+        pid = process.pid if process is not None else 0  # poll tells of a process that could not be started
+        while RayStatus.read(self._folder).pid != pid:
             if not process.is_alive() or time.monotonic() > deadline:
-                said = WorkerStatus.read(self._folder, self._driver.spec.writer_name)
-                is_its_own = said.pid == process.pid and said.message
                 self.stop()
-                raise RuntimeError(
-                    said.message
-                    if is_its_own
-                    else f"the Ray driver has not joined a cluster in {self._connect_timeout_s:g} s, see "
-                    f"{self._folder}/worker-{self._driver.spec.writer_name}.log"
-                )
+                raise ConnectionError(self._why_not_connected(pid))
             time.sleep(_LOOK_S)
 
     def poll(self) -> ServiceReport:
@@ -170,6 +165,16 @@ class RaySynthesisService(SynthesisService):
             given_up=said.given_up or report.given_up,
             num_deaths=report.num_deaths + said.num_deaths,
             messages=(*news, *report.messages),
+        )
+
+    def _why_not_connected(self, pid: int) -> str:
+        spec = self._driver.spec
+        said = WorkerStatus.read(self._folder, spec.writer_name)
+        if said.pid == pid and said.message:
+            return said.message.partition(": ")[2]  # without the name of the error
+        return (
+            f"synthesis.service.address={spec.address}: no Ray cluster has answered there for "
+            f"{self._connect_timeout_s:g} s, see {log_path(self._folder, spec.writer_name)}"
         )
 
     def _note_end(self, worker: WorkerPlace, exit_code: int, pid: int) -> None:
