@@ -32,7 +32,7 @@ def require_ray() -> None:
         )
 
 
-def connect(address: str, runtime_env: Mapping[str, Any] | None = None) -> ClusterView:
+def connect(address: str, runtime_env: Mapping[str, Any]) -> ClusterView:
     """Join a running cluster as its driver.
 
     Args:

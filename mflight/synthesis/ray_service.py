@@ -4,9 +4,9 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from omegaconf import OmegaConf
 from pydantic import ConfigDict, Field, validate_call
 
 from mflight.synthesis.ray_cluster import require_ray
@@ -32,35 +32,22 @@ class RaySynthesisService(SynthesisService):
     is one that offers GPUs of this host without ``use_home_gpus``. Ray that is not installed is a
     ModuleNotFoundError.
 
-    Raises:
-        ValueError: if ``address`` is one of Ray Client, ``ray://``.
-
     Args:
-        pool_dir: the pool folder, here; the driver appends to it.
-        planner: config of the planner, with ``_target_``; built here.
-        synthesizer: config of the synthesizer, with ``_target_``; built by each actor: the checkpoint that it
-            names must be there on each machine. ``device: auto`` in it is the actor's GPU, else its CPU.
         address: ``host:port`` of the cluster's head, or ``"auto"`` for the cluster that this host belongs to.
         num_generators: actors; ``"auto"``: one for each GPU of the cluster, or for each node without any.
         use_home_gpus: Ray may place actors on the GPUs that this host offers it: those do not train.
         runtime_env: of the actors, as ``ray.init`` takes it, such as ``{"env_vars": {...}}``.
-        batch_size: requests that an actor draws at once.
-        num_threads: CPU cores that an actor holds, and its CPU threads.
-        nice: added to the driver's niceness.
-        max_requests: requests of all actors together; None never ends.
-        num_samples: samples of all actors together, exactly; None never ends.
-        high_water: unused samples in the pool at which the actors pause; None never pauses.
-        low_water: unused samples at which they go on; None means half of ``high_water``.
-        max_samples: bound of the pool in samples.
-        max_bytes: bound of the pool in bytes.
-        image_format: of the images in the pool.
         max_restarts: how often each actor, and the driver, is started again.
         backoff_s: wait before the first restart, in seconds; doubled each time, at most a minute.
         place_timeout_s: an actor that is not ready so long after its start counts as dead, in seconds.
         connect_timeout_s: wait of ``start`` for the driver, in seconds.
-        stop_timeout_s: wait for the driver to end at ``stop``, in seconds; then it is killed.
-        capture_output: driver and actors write to ``worker-w0.log`` in the pool folder, not to the terminal.
         without_worker: what a message says of the time after an actor that is given up.
+        **settings: the other ones of ``SynthesisService`` but ``devices``. ``num_threads`` are the CPU
+            cores that an actor holds. The planner is built here, the synthesizer by each actor: the
+            checkpoint must be on each machine, and its ``device: auto`` is the actor's GPU, else its CPU.
+
+    Raises:
+        ValueError: if ``address`` is one of Ray Client, ``ray://``.
     """
 
     _run = staticmethod(run_ray_home)
@@ -69,65 +56,31 @@ class RaySynthesisService(SynthesisService):
     def __init__(
         self,
         *,
-        pool_dir: str | Path,
-        planner: Any,
-        synthesizer: Any,
         address: str = "auto",
         num_generators: PositiveInt | Literal["auto"] = "auto",
         use_home_gpus: bool = False,
         runtime_env: Mapping[str, Any] | None = None,
-        batch_size: PositiveInt = 1,
-        num_threads: PositiveInt = 1,
-        nice: Annotated[int, Field(ge=0, le=19)] = 0,
-        max_requests: PositiveInt | None = None,
-        num_samples: PositiveInt | None = None,
-        high_water: PositiveInt | None = None,
-        low_water: Annotated[int, Field(ge=0)] | None = None,
-        max_samples: PositiveInt | None = None,
-        max_bytes: PositiveInt | None = None,
-        image_format: Literal["jpeg", "png"] = "jpeg",
         max_restarts: Annotated[int, Field(ge=0)] = 5,
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
         place_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0,
         connect_timeout_s: Annotated[float, Field(gt=0.0)] = 60.0,
-        stop_timeout_s: Annotated[float, Field(ge=0.0)] = 10.0,
-        capture_output: bool = True,
         without_worker: str = "training goes on with the pool as it is and with real images",
+        **settings: Any,
     ):
         require_ray()
         if address.startswith("ray://"):  # its client has no streaming generators
             raise ValueError(f"synthesis.service.address must be host:port or auto, got {address}")
-        super().__init__(
-            pool_dir=pool_dir,
-            planner=planner,
-            synthesizer=synthesizer,
-            batch_size=batch_size,
-            num_threads=num_threads,
-            nice=nice,
-            max_requests=max_requests,
-            num_samples=num_samples,
-            high_water=high_water,
-            low_water=low_water,
-            max_samples=max_samples,
-            max_bytes=max_bytes,
-            image_format=image_format,
-            max_restarts=max_restarts,
-            backoff_s=backoff_s,
-            stop_timeout_s=stop_timeout_s,
-            capture_output=capture_output,
-            without_worker=without_worker,
-        )
+        restarts = {"max_restarts": max_restarts, "backoff_s": backoff_s, "without_worker": without_worker}
+        super().__init__(**restarts, **settings)
         (self._driver,) = self._workers
         self._driver.spec = RayHomeSpec(
             **vars(self._driver.spec),
             address=address,
             num_generators=None if num_generators == "auto" else num_generators,
             use_home_gpus=use_home_gpus,
-            runtime_env=dict(runtime_env) if runtime_env else None,
-            max_restarts=max_restarts,
-            backoff_s=backoff_s,
+            runtime_env=OmegaConf.to_container(OmegaConf.create(dict(runtime_env or {}))),
             place_timeout_s=place_timeout_s,
-            without_worker=without_worker,
+            **restarts,
         )
         self._connect_timeout_s = connect_timeout_s
         self._num_told = 0

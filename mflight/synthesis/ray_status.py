@@ -27,7 +27,7 @@ class RayHomeSpec(WorkerSpec):
     address: str = "auto"
     num_generators: int | None = None
     use_home_gpus: bool = False
-    runtime_env: Mapping[str, Any] | None = None
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
     max_restarts: int = 5
     backoff_s: float = 1.0
     place_timeout_s: float = 600.0

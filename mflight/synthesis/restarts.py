@@ -17,7 +17,7 @@ class Restarts:
     """
 
     def __init__(self, *, max_restarts: int, backoff_s: float, without_worker: str):
-        self._max_restarts, self._backoff_s, self._without_worker = max_restarts, backoff_s, without_worker
+        self._max_restarts, self._backoff_s, self.without_worker = max_restarts, backoff_s, without_worker
         self.num_deaths = 0
         self.restart_at: float | None = None
         self.is_given_up = False
@@ -39,7 +39,7 @@ class Restarts:
         self.num_deaths += 1
         if self.num_deaths > self._max_restarts:
             self.is_given_up = True
-            return f"{what}; it is given up after {self.num_deaths} deaths, {self._without_worker}"
+            return f"{what}; it is given up after {self.num_deaths} deaths, {self.without_worker}"
         wait_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (self.num_deaths - 1))
         self.restart_at = time.monotonic() + wait_s
         return f"{what}; restart {self.num_deaths} of {self._max_restarts} in {wait_s:g} s"

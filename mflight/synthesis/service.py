@@ -128,8 +128,7 @@ class SynthesisService:
         without_worker: str = "training goes on with the pool as it is and with real images",
     ):
         _check_water(low_water, high_water)
-        self._folder, self._without_worker = Path(pool_dir), without_worker
-        self._stop_timeout_s = stop_timeout_s
+        self._folder, self._stop_timeout_s = Path(pool_dir), stop_timeout_s
         self._messages: list[str] = []
         template = WorkerSpec(
             pool_dir=str(self._folder),
@@ -151,10 +150,8 @@ class SynthesisService:
         )
         restarts = {"max_restarts": max_restarts, "backoff_s": backoff_s, "without_worker": without_worker}
         self._workers = [
-            WorkerPlace(
-                replace(template, writer_name=f"w{index}", worker_index=index, device=device), **restarts
-            )
-            for index, device in enumerate(devices)
+            WorkerPlace(replace(template, writer_name=f"w{w}", worker_index=w, device=device), **restarts)
+            for w, device in enumerate(devices)
         ]
 
     def start(self) -> None:
@@ -232,7 +229,7 @@ class SynthesisService:
             self._note_death(worker, "was told to stop by somebody else")
         elif exit_code == EXIT_DISK_FULL:
             worker.is_given_up = True
-            self._tell(f"{self._name(worker)} stops because the disk is full{said}; {self._without_worker}")
+            self._tell(f"{self._name(worker)} stops because the disk is full{said}; {worker.without_worker}")
         elif exit_code < 0:
             self._note_death(worker, f"was killed by {signal.Signals(-exit_code).name}{said}")
         else:
