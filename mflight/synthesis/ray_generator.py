@@ -26,6 +26,7 @@ class RayGenerator:
         synthesizer: config of the synthesizer, with ``_target_``; ``device: auto`` in it is this actor's own.
         batch_size: requests drawn at once; halved when the device's memory does not suffice.
         num_threads: CPU threads.
+        has_gpu: whether Ray has given it a GPU.
         image_format: of the images sent home.
         jpeg_quality: 1 to 100.
     """
@@ -36,17 +37,15 @@ class RayGenerator:
         synthesizer: Mapping[str, Any],
         batch_size: int,
         num_threads: int,
+        has_gpu: bool,
         image_format: Literal["jpeg", "png"],
         jpeg_quality: int = 95,
     ):
-        import ray
-
         os.environ |= {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}  # before torch
-        self._gpus = ray.get_gpu_ids()
         self._image_format, self._jpeg_quality = image_format, jpeg_quality
         from hydra.utils import instantiate
 
-        config = fill_device(synthesizer, "cuda:0" if self._gpus else "cpu")
+        config = fill_device(synthesizer, "cuda:0" if has_gpu else "cpu")
         self._batches = ShrinkingBatches(instantiate(config, _convert_="all"), batch_size)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(num_threads)
@@ -56,7 +55,12 @@ class RayGenerator:
         import ray
 
         node_id = ray.get_runtime_context().get_node_id()
-        return {"node_id": node_id, "host": socket.gethostname(), "pid": os.getpid(), "gpus": self._gpus}
+        return {
+            "node_id": node_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "gpus": ray.get_gpu_ids(),
+        }
 
     def draw(self, requests: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
         """Yield an answer to each request as soon as its batch is drawn.

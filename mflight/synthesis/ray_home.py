@@ -112,6 +112,7 @@ class RayHome:
             "synthesizer": spec.synthesizer,
             "batch_size": spec.batch_size,
             "num_threads": spec.num_threads,
+            "has_gpu": cluster.num_gpus > 0,
             "image_format": spec.image_format,
         }
         restarts = {name: getattr(spec, name) for name in ("max_restarts", "backoff_s", "without_worker")}

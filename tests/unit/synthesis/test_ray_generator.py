@@ -1,6 +1,5 @@
 import sys
 
-import pytest
 from hydra.utils import instantiate
 
 from mflight.synthesis.packing import decode_sample
@@ -8,15 +7,15 @@ from mflight.synthesis.ray_generator import RayGenerator
 from mflight.synthesis.shards import DroppedLine, SampleLine, parse_line
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
-
 
 def test_answers_are_the_bytes_that_a_pool_holds(monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # an actor sets them for its own process
         monkeypatch.setenv(name, "")
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
     planner = instantiate(PLANNER, _convert_="all")
-    generator = RayGenerator(synthesizer=SYNTHESIZER, batch_size=2, num_threads=threads, image_format="png")
+    generator = RayGenerator(
+        synthesizer=SYNTHESIZER, batch_size=2, num_threads=threads, has_gpu=False, image_format="png"
+    )
     requests = [planner.request(index) for index in range(4)]
     answers = list(generator.draw([request.to_dict() for request in requests]))
     lines = [parse_line(answer["line"]) for answer in answers]
