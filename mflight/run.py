@@ -110,7 +110,7 @@ def _split(cfg: DictConfig) -> DeviceSplit:
         num_gpus=torch.cuda.device_count(),
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         global_batch_size=cfg.data.batch_size,
-        needs_synthesis=cfg.synthesis.get("service") is not None,
+        needs_synthesis=cfg.synthesis.get("service") is not None and cfg.synthesis.devices != [],
         trainer_devices=_plain(cfg.trainer.devices),
         synthesis_devices=_plain(cfg.synthesis.get("devices", "auto")),
     )
@@ -123,7 +123,8 @@ def _plain(choice: Any) -> Any:
 @rank_zero_only
 def _say(cfg: DictConfig, split: DeviceSplit, checkpoint: Path | None) -> None:
     training = f"{split.accelerator} {split.trainer_devices}, {split.trainer_threads} thread(s) a rank"
-    drawing = f"draws on {', '.join(split.synthesis_devices)}" if split.synthesis_devices else "draws nothing"
+    elsewhere = "draws nothing" if cfg.synthesis.service is None else "draws on other machines"
+    drawing = f"draws on {', '.join(split.synthesis_devices)}" if split.synthesis_devices else elsewhere
     logger.info("mflight trains on %s, and %s", training, drawing)
     if checkpoint is not None:
         logger.info("it goes on from %s", checkpoint)

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import tarfile
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from mflight.synthesis.shards import PoolError
+from mflight.synthesis.shards import DroppedLine, PoolError, SampleLine
 
 _SUFFIX_OF_START = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png"}
 _SAMPLE_ID = re.compile(r"^[A-Za-z0-9_-]{1,80}$")  # no dot: WebDataset takes the name up to the first one
@@ -106,6 +107,35 @@ def _encode_image(sample: PoolSample, image_format: str, jpeg_quality: int) -> b
         # 4:4:4, because halved chroma smears colour over the masks' edges
         Image.fromarray(image).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
     return buffer.getvalue()
+
+
+def describe_sample(sample: PoolSample | EncodedSample, index: int, demand_step: int) -> SampleLine:
+    """Return the index line of a sample; the writer fills in its place, size and checksum."""
+    return SampleLine(
+        sample_id=sample.sample_id,
+        index=index,
+        offset=0,
+        size=0,
+        crc32=0,
+        category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
+        num_regions=len(sample.regions),
+        rejected=count_rejected(sample.regions),
+        demand_step=demand_step,
+        time_s=time.time(),
+        rejected_category_ids=tuple(one["category_id"] for one in sample.regions if one.get("rejected")),
+    )
+
+
+def describe_dropped(sample_id: str, regions: list[dict[str, Any]], index: int) -> DroppedLine:
+    """Return the index line of a request whose canvas was dropped."""
+    return DroppedLine(
+        sample_id=sample_id,
+        index=index,
+        num_regions=len(regions),
+        rejected=count_rejected(regions),
+        time_s=time.time(),
+        regions=tuple((region["category_id"], region.get("rejected")) for region in regions),
+    )
 
 
 def decode_sample(span: bytes, sample_id: str) -> PoolSample:

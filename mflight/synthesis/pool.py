@@ -1,7 +1,6 @@
 """The pool of synthetic images: a folder that generators append to and trainers read. No torch, no pickle."""
 
 import json
-import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,14 @@ from typing import Any, Literal
 
 from mflight.synthesis.acceptance import AcceptanceCounts
 from mflight.synthesis.follow import PoolTail
-from mflight.synthesis.packing import EncodedSample, PoolSample, count_rejected, decode_sample, encode_sample
+from mflight.synthesis.packing import (
+    EncodedSample,
+    PoolSample,
+    decode_sample,
+    describe_dropped,
+    describe_sample,
+    encode_sample,
+)
 from mflight.synthesis.series import SeriesCounts, ShardSeries
 from mflight.synthesis.shards import (
     FORMAT_NAME,
@@ -94,19 +100,10 @@ class PoolWriter:
             demand_step: the training step whose demand the request followed.
         """
         span = encode_sample(sample, self._image_format, self._jpeg_quality)
-        line = SampleLine(
-            sample_id=sample.sample_id,
-            index=index,
-            offset=0,
-            size=0,
-            crc32=0,
-            category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
-            num_regions=len(sample.regions),
-            rejected=count_rejected(sample.regions),
-            demand_step=demand_step,
-            time_s=time.time(),
-            rejected_category_ids=tuple(one["category_id"] for one in sample.regions if one.get("rejected")),
-        )
+        self.append_packed(span, describe_sample(sample, index, demand_step))
+
+    def append_packed(self, span: bytes, line: SampleLine) -> None:
+        """Put a sample on disk that ``encode_sample`` and ``describe_sample`` have packed elsewhere."""
         self._series.append(span, line)
 
     def drop(self, sample_id: str, regions: list[dict[str, Any]], *, index: int = 0) -> None:
@@ -117,16 +114,11 @@ class PoolWriter:
             regions: its regions, with the rules that rejected them.
             index: number of the request.
         """
-        self._series.record(
-            DroppedLine(
-                sample_id=sample_id,
-                index=index,
-                num_regions=len(regions),
-                rejected=count_rejected(regions),
-                time_s=time.time(),
-                regions=tuple((region["category_id"], region.get("rejected")) for region in regions),
-            )
-        )
+        self.record(describe_dropped(sample_id, regions, index))
+
+    def record(self, line: DroppedLine) -> None:
+        """Acknowledge a dropped canvas that ``describe_dropped`` has described elsewhere."""
+        self._series.record(line)
 
     def close(self) -> None:
         """Close the files and free the name."""

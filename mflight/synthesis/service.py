@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, validate_call
 
+from mflight.synthesis.restarts import Restarts
 from mflight.synthesis.signals import WorkerStatus
 from mflight.synthesis.throttle import WhenFull, check_marks
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, log_path, run_worker
@@ -22,7 +23,6 @@ from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, log_path, run_w
 logger = logging.getLogger(__name__)
 
 PositiveInt = Annotated[int, Field(gt=0)]
-_MAX_BACKOFF_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,13 @@ class ServiceReport:
         return sums
 
 
-class _Worker:
+class WorkerPlace(Restarts):
     """One place for a worker: its process if it has one, and its deaths."""
 
-    def __init__(self, spec: WorkerSpec):
+    def __init__(self, spec: WorkerSpec, **restarts: Any):
+        super().__init__(**restarts)
         self.spec = spec
         self.process: BaseProcess | None = None
-        self.num_deaths = 0
-        self.restart_at: float | None = None
-        self.is_given_up = False
 
 
 class SynthesisService:
@@ -105,6 +103,8 @@ class SynthesisService:
         without_worker: what a message says of the time after a worker that is given up.
     """
 
+    _run = staticmethod(run_worker)
+
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
     def __init__(
         self,
@@ -131,8 +131,7 @@ class SynthesisService:
         without_worker: str = "training goes on with the pool as it is and with real images",
     ):
         check_marks(low_water, high_water, max_samples, when_full)
-        self._folder, self._without_worker = Path(pool_dir), without_worker
-        self._max_restarts, self._backoff_s, self._stop_timeout_s = max_restarts, backoff_s, stop_timeout_s
+        self._folder, self._stop_timeout_s = Path(pool_dir), stop_timeout_s
         self._messages: list[str] = []
         template = WorkerSpec(
             pool_dir=str(self._folder),
@@ -153,7 +152,8 @@ class SynthesisService:
             image_format=image_format,
             capture_output=capture_output,
         )
-        self._workers = _assign(template, devices)
+        restarts = {"max_restarts": max_restarts, "backoff_s": backoff_s, "without_worker": without_worker}
+        self._workers = [WorkerPlace(spec, **restarts) for spec in _assign(template, devices)]
 
     def start(self) -> None:
         """Start the workers; they load their models while the caller goes on."""
@@ -198,20 +198,20 @@ class SynthesisService:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _look_after(self, worker: _Worker) -> None:
+    def _look_after(self, worker: WorkerPlace) -> None:
         if worker.process is not None and not worker.process.is_alive():
             exit_code, pid = worker.process.exitcode, worker.process.pid
             worker.process.close()
             worker.process = None
             self._note_end(worker, exit_code, pid)
-        if worker.restart_at is not None and time.monotonic() >= worker.restart_at:
+        if worker.is_due:
             self._launch(worker)
 
-    def _launch(self, worker: _Worker) -> None:
+    def _launch(self, worker: WorkerPlace) -> None:
         worker.restart_at = None
         spec = replace(worker.spec, parent_pid=os.getpid())
         process = multiprocessing.get_context("spawn").Process(
-            target=run_worker, args=(spec,), name=f"mflight-{spec.writer_name}", daemon=True
+            target=self._run, args=(spec,), name=f"mflight-{spec.writer_name}", daemon=True
         )
         try:
             with _environment(_thread_settings(spec.num_threads)):
@@ -221,51 +221,38 @@ class SynthesisService:
         else:
             worker.process = process
 
-    def _note_end(self, worker: _Worker, exit_code: int, pid: int) -> None:
+    def _note_end(self, worker: WorkerPlace, exit_code: int, pid: int) -> None:
         status = WorkerStatus.read(self._folder, worker.spec.writer_name)
         said = f": {status.message}" if status.pid == pid and status.message else ""
         if exit_code == 0 and status.state == "done":
-            logger.info("generator %s has answered all of its requests", worker.spec.writer_name)
+            logger.info("%s has answered all of its requests", self._name(worker))
         elif exit_code == 0:
             self._note_death(worker, "was told to stop by somebody else")
         elif exit_code == EXIT_DISK_FULL:
             worker.is_given_up = True
-            self._tell(
-                f"generator {worker.spec.writer_name} stops because the disk is full{said}; "
-                f"{self._without_worker}"
-            )
+            self._tell(f"{self._name(worker)} stops because the disk is full{said}; {worker.without_worker}")
         elif exit_code < 0:
             self._note_death(worker, f"was killed by {signal.Signals(-exit_code).name}{said}")
         else:
             said = said or f", see {log_path(self._folder, worker.spec.writer_name)}"
             self._note_death(worker, f"ended with code {exit_code}{said}")
 
-    def _note_death(self, worker: _Worker, what: str) -> None:
-        worker.num_deaths += 1
-        name = worker.spec.writer_name
-        if worker.num_deaths > self._max_restarts:
-            worker.is_given_up = True
-            self._tell(
-                f"generator {name} {what}; it is given up after {worker.num_deaths} deaths, "
-                f"{self._without_worker}"
-            )
-            return
-        wait_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 ** (worker.num_deaths - 1))
-        worker.restart_at = time.monotonic() + wait_s
-        restart = f"restart {worker.num_deaths} of {self._max_restarts} in {wait_s:g} s"
-        self._tell(f"generator {name} {what}; {restart}")
+    def _note_death(self, worker: WorkerPlace, what: str) -> None:
+        self._tell(f"{self._name(worker)} {worker.note_death(what)}")
+
+    def _name(self, worker: WorkerPlace) -> str:
+        return f"generator {worker.spec.writer_name}"
 
     def _tell(self, message: str) -> None:
         logger.warning(message)
         self._messages.append(message)
 
 
-def _assign(template: WorkerSpec, devices: Sequence[str]) -> list[_Worker]:
-    """Return one place for a worker on each device."""
-    specs = [
+def _assign(template: WorkerSpec, devices: Sequence[str]) -> list[WorkerSpec]:
+    """Return what the worker on each device does."""
+    return [
         replace(template, writer_name=f"w{n}", worker_index=n, device=name) for n, name in enumerate(devices)
     ]
-    return [_Worker(spec) for spec in specs]
 
 
 def _plain(config: Any) -> Mapping[str, Any]:

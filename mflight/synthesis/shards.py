@@ -130,6 +130,11 @@ def encode_line(line: IndexLine) -> bytes:
     return _encode_line(line) + b"\n"
 
 
+def parse_line(text: bytes) -> IndexLine:
+    """Return the index line that ``encode_line`` wrote."""
+    return _decode_line(text)
+
+
 def parse_lines(raw: bytes, path: Path, *, with_header: bool) -> list[IndexLine]:
     """Return the lines of ``raw``, which must end with a line end; the header is checked and left out.
 

@@ -120,6 +120,12 @@ class WorkerStatus:
     idle_s: float = 0.0
     batch_size: int = 0
 
+    def take_counts(self, counts: Any) -> None:
+        """Take over what the writer's series holds, from its ``SeriesCounts``."""
+        self.accepted, self.dropped = counts.samples, counts.dropped
+        self.requests, self.regions = counts.samples + counts.dropped, counts.regions
+        self.rejected, self.size_bytes = dict(counts.rejected), counts.size_bytes
+
     def write(self, folder: Path) -> None:
         """Publish it as ``status-<writer>.json`` in the pool folder."""
         write_json(folder / f"status-{self.writer}.json", asdict(self))

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from mflight.synthesis.agenda import Agenda
 from mflight.synthesis.eviction import bounded_shard
 from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.shrinking_batches import ShrinkingBatches
 from mflight.synthesis.signals import Demand, WorkerStatus
 from mflight.synthesis.throttle import Throttle, WhenFull
 
@@ -88,13 +89,18 @@ def run_worker(spec: WorkerSpec) -> None:
     Args:
         spec: what to draw, where, and how fast.
     """
+    run_writer(spec, _Worker)
+
+
+def run_writer(spec: WorkerSpec, build: Callable[[WorkerSpec, PoolWriter, WorkerStatus], Any]) -> None:
+    """Run a process that appends to the pool, as ``run_worker`` does; ``build`` gives what has a ``run``."""
     _settle(spec)
     try:
         shard = {}
         if spec.when_full == "evict":
             shard = bounded_shard(spec.num_workers, spec.max_samples, spec.max_bytes)
         with PoolWriter(spec.pool_dir, spec.writer_name, image_format=spec.image_format, **shard) as writer:
-            _work(spec, writer)
+            _work(spec, writer, build)
     except Exception as error:
         if _is_disk_full(error):
             if (
@@ -106,13 +112,13 @@ def run_worker(spec: WorkerSpec) -> None:
         sys.exit(1)
 
 
-def _work(spec: WorkerSpec, writer: PoolWriter) -> None:
+def _work(spec: WorkerSpec, writer: PoolWriter, build: Callable) -> None:
     """Draw, and leave a word in the status file when it ends by an error."""
     folder = Path(spec.pool_dir)
     status = WorkerStatus.read(folder, spec.writer_name)
     status.pid, status.message = os.getpid(), ""
     try:
-        _Worker(spec, writer, status).run()
+        build(spec, writer, status).run()
     except Exception as error:
         status.state = "disk_full" if _is_disk_full(error) else "failed"
         status.message = f"{type(error).__name__}: {error}"
@@ -125,7 +131,6 @@ class _Worker:
     def __init__(self, spec: WorkerSpec, writer: PoolWriter, status: WorkerStatus):
         self._spec, self._writer, self._status = spec, writer, status
         self._folder = Path(spec.pool_dir)
-        self._batch_size = spec.batch_size
         self._is_told_to_stop = False
         self._throttle = Throttle(
             self._folder,
@@ -135,8 +140,10 @@ class _Worker:
             max_bytes=spec.max_bytes,
             when_full=spec.when_full,
         )
+        self._batches = ShrinkingBatches(None, spec.batch_size)
         self._publish("loading")
-        self._planner, self._synthesizer = _build(spec)
+        self._planner, synthesizer = _build(spec)
+        self._batches = ShrinkingBatches(synthesizer, spec.batch_size)
         with contextlib.suppress(ValueError):  # in a thread of a test or notebook there is no signal to take
             signal.signal(signal.SIGTERM, self._stop)
 
@@ -152,13 +159,13 @@ class _Worker:
             num_samples=self._spec.num_samples,
         )
         while not agenda.is_done() and self._may_go_on():
-            if not (batch := agenda.take(self._batch_size)):
+            if not (batch := agenda.take(self._batches.batch_size)):
                 time.sleep(_POLL_S)
                 continue
             started = time.monotonic()
             demand = Demand.read(self._folder)
             requests = [self._planner.request(index, demand) for index in batch]
-            for result in self._synthesize(requests):
+            for result in self._batches.draw(requests):
                 self._keep(result)
             self._status.busy_s += time.monotonic() - started
             self._publish("drawing")
@@ -177,22 +184,6 @@ class _Worker:
             self._status.idle_s += time.monotonic() - started
         return False
 
-    def _synthesize(self, requests: Sequence[Any]) -> Iterator[Any]:
-        """Yield the results in order; halve the batch whenever the device's memory does not suffice."""
-        while requests:
-            part = requests[: self._batch_size]
-            try:
-                results = self._synthesizer.synthesize(part)
-            except Exception as error:
-                if not _is_out_of_memory(error) or len(part) == 1:
-                    raise
-                self._batch_size = max(1, len(part) // 2)
-                logger.warning("out of device memory, the batch shrinks to %d requests", self._batch_size)
-                _free_device_memory()
-                continue
-            requests = requests[len(part) :]
-            yield from results
-
     def _keep(self, result: Any) -> None:
         request, sample = result.request, result.sample()
         if sample is None:
@@ -203,11 +194,9 @@ class _Worker:
             self._status.stage_s[stage] = self._status.stage_s.get(stage, 0.0) + seconds
 
     def _publish(self, state: str) -> None:
-        counts, status = self._writer.counts, self._status
-        status.state, status.batch_size = state, self._batch_size
-        status.accepted, status.dropped = counts.samples, counts.dropped
-        status.requests, status.regions = counts.samples + counts.dropped, counts.regions
-        status.rejected, status.size_bytes = dict(counts.rejected), counts.size_bytes
+        status = self._status
+        status.state, status.batch_size = state, self._batches.batch_size
+        status.take_counts(self._writer.counts)
         status.write(self._folder)
 
     def _is_orphan(self) -> bool:
@@ -279,14 +268,3 @@ def log_path(pool_dir: str | Path, writer_name: str) -> Path:
 
 def _is_disk_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _free_device_memory() -> None:
-    torch = sys.modules["torch"]  # there, since the error was one of its own
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

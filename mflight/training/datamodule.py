@@ -128,7 +128,9 @@ class MixedDataModule(L.LightningDataModule):
         return messages
 
     def check_files(self) -> None:
-        """Raise a FileNotFoundError at once if the dataset is not there and is not made by ``prepare``."""
+        """Raise at once if the dataset is not there and is not made, or if the service's settings are bad."""
+        if self._build_service is not None:
+            self._build_service()  # checks them, and starts nothing
         if self._prepare is not None:
             return
         require_dataset({key: getattr(self, key) for key in DATASET_KEYS})
