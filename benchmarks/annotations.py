@@ -5,8 +5,8 @@
 
 Each measurement runs in a process of its own. Opening is timed without imports, the file lying in the page
 cache. An epoch reads boxes, labels and every polygon of all images, shuffled, in forked DataLoader workers;
-while they still live, ``/proc/PID/smaps_rollup`` tells their private memory, from which that of the same number
-of workers with an empty dataset is taken. The last line is ``RESULT {json}``: ``open_first_s``,
+while they still live, ``/proc/PID/smaps_rollup`` tells their private memory, less that of as many workers
+with an empty dataset. The last line is ``RESULT {json}``: ``open_first_s``,
 ``open_later_s``, ``worker_extra_mb`` (the largest of the workers), and the reader's own figures as ``lvis_``.
 """
 

@@ -4,8 +4,8 @@
     python benchmarks/lvis_format_data.py --root DIR --train-images 400 --val-images 40
 
 Entries are written one after another, so the memory stays small. Images are a few files (``--files``), named
-by the ``coco_url`` of many entries. ``--categories`` takes a category list of LVIS with its counts; without it
-the counts fall by a power law.
+by the ``coco_url`` of many entries. ``--categories`` takes a category list of LVIS with its counts; without
+it the counts fall by a power law.
 """
 
 import argparse

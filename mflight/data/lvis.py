@@ -103,6 +103,12 @@ class LVISAnnotations:
             for label in np.unique(self._instances("labels", index)).tolist()
         ]
 
+    def instance_scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return int32[A] labels and float64[A] scales, ``sqrt(area / (H W))``, of all instances."""
+        image_area = self._arrays["image_sizes_hw"].astype(np.float64).prod(axis=1)
+        of_instance = np.repeat(image_area, np.diff(self._arrays["instance_offsets"]))
+        return self._arrays["labels"], np.sqrt(np.maximum(self._arrays["areas"], 0) / of_instance)
+
     def target(self, index: int) -> dict[str, Any]:
         """Return the target of an image without its masks.
 
