@@ -1,4 +1,4 @@
-"""Images a second of the real train loader beside a plain torchvision loader that makes dense masks, in one run.
+"""Images a second of the real train loader beside a plain torchvision loader that makes dense masks.
 
     python benchmarks/dataloader.py --categories LVIS_CATEGORIES.json
     python benchmarks/dataloader.py --batches 2 --workers 0        a quick look
@@ -42,7 +42,11 @@ SETTINGS = {
 
 
 class PlainImages(CocoDetection):
-    """Finds images by ``coco_url``; LVIS has no ``file_name``."""
+    """Finds images by ``coco_url``, LVIS has no ``file_name``; leaves out images without instances."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.ids = [image_id for image_id in self.ids if self.coco.getAnnIds(image_id)]
 
     def _load_image(self, id):
         url = self.coco.loadImgs(id)[0]["coco_url"]

@@ -34,9 +34,11 @@ class InstanceArrays:
     def extend(self, annotations: Iterable[AnnotationEntry]) -> None:
         """Take annotations, or count why they are dropped.
 
-        Raises:
-            ValueError: if one names an unknown image or category, or has a run-length code of another size
-                than its image.
+        One that names an unknown image or category, or has a run-length code of another size than its image,
+        is a ValueError.
+
+        Args:
+            annotations: in file order.
         """
         entries = iter(annotations)
         while (chunk := _Chunk(islice(entries, _CHUNK), self._runs)).numbers:

@@ -209,7 +209,7 @@ def build_sampler(
         image_categories: the classes of each image.
         sampling: by repeat factors, or by classes in turn.
         repeat_threshold: of :func:`repeat_factors`; 0 repeats nothing.
-        place: ``seed``, ``rank`` and ``num_ranks``.
+        **place: ``seed``, ``rank`` and ``num_ranks``.
 
     Returns:
         The sampler.

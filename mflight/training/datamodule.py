@@ -111,6 +111,7 @@ class MixedDataModule(L.LightningDataModule):
         self.stream: PoolStream | None = None
         self._batches: MixedBatches | None = None
         self._val: LVISDataset | None = None
+        self._train_categories: Categories | None = None
         self._service: SynthesisService | None = None
         self._polled_at = 0.0
         self._report: ServiceReport | None = None
@@ -119,8 +120,8 @@ class MixedDataModule(L.LightningDataModule):
 
     @property
     def categories(self) -> Categories:
-        """The classes of the validation annotations."""
-        return self._val_dataset().categories
+        """The classes: of the training annotations, whose frequencies count, once these are open."""
+        return self._train_categories or self._val_dataset().categories
 
     @property
     def counts(self) -> SlotCounts:
@@ -210,6 +211,7 @@ class MixedDataModule(L.LightningDataModule):
             transform=self._train_transform,
         )
         self._check_categories(train.categories)
+        self._train_categories = train.categories
         image_categories = [train.annotations.image_category_ids(index) for index in range(len(train))]
         place = {"seed": self._seed, "rank": rank, "num_ranks": world_size}
         if self._build_stream is not None:
@@ -233,7 +235,7 @@ class MixedDataModule(L.LightningDataModule):
 
     def _check_categories(self, train: Categories) -> None:
         """Raise unless both files have the same classes: labels are places in their order."""
-        ids = [{c.category_id for c in categories} for categories in (train, self.categories)]
+        ids = [{c.category_id for c in categories} for categories in (train, self._val_dataset().categories)]
         if ids[0] != ids[1]:
             odd = sorted(ids[0] ^ ids[1])
             raise ValueError(
