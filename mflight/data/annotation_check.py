@@ -45,7 +45,7 @@ def check_annotations(
         path: JSON in LVIS v1 or COCO instance format.
         published_counts: how many ``images``, ``annotations`` and ``categories`` it should hold.
         is_train: compare the classes' ``image_count`` with the images found; in LVIS's validation file it is
-            that of the training set.
+            that of the training set. Images with and without ``neg_category_ids`` may be in one file.
 
     Returns:
         What was found; a file that is no JSON of this format has that as its only problem.
@@ -67,7 +67,7 @@ def check_annotations(
         if found != expected:
             report.problems.add("counts differ from the published", f"{found:,} {name} and not {expected:,}")
     _check_categories(sections.categories, report)
-    _check_images(sections.images, report)
+    _check_images(sections.images, report, is_train)
     image_counts = _check_instances(sections.annotations, report)
     if is_train:
         _check_image_counts(sections.categories, image_counts, report)
@@ -92,7 +92,7 @@ def _check_categories(categories: list[dict[str, Any]], report: AnnotationReport
             report.notes.add("frequencies differ from that of their image_count", entry["name"])
 
 
-def _check_images(images: list[msgspec.Raw], report: AnnotationReport) -> None:
+def _check_images(images: list[msgspec.Raw], report: AnnotationReport, is_train: bool) -> None:
     decode = msgspec.json.Decoder(ImageEntry).decode
     lacking = 0
     for index, raw in enumerate(images):

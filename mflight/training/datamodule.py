@@ -58,10 +58,12 @@ class MixedDataModule(L.LightningDataModule):
             synthetic slots; ``None``: synthetic images fill them.
         wait: wait for a sample where none is ready.
         service_poll_s: time between two looks at the generators, in seconds.
+        num_classes: how many the annotations must list; ``None``: any number.
         seed: of sampling and augmentation.
 
     Raises:
-        ValueError: if ``synthetic_ratio`` is above 0 without a ``stream``.
+        ValueError: if ``synthetic_ratio`` is above 0 without a ``stream``, or if both ``downscale`` and
+            ``paste`` would set the scale of synthetic instances.
     """
 
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
@@ -90,6 +92,7 @@ class MixedDataModule(L.LightningDataModule):
         paste: Callable[..., InstancePaste] | None = None,
         wait: bool = False,
         service_poll_s: Annotated[float, Field(gt=0.0)] = 1.0,
+        num_classes: Annotated[int, Field(ge=1)] | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -97,6 +100,11 @@ class MixedDataModule(L.LightningDataModule):
             raise ValueError(
                 f"synthesis.synthetic_ratio={synthetic_ratio} needs a source of synthetic images: "
                 "choose synthesis=online or synthesis=replay, or set synthesis.synthetic_ratio=0"
+            )
+        if paste is not None and downscale is not None and downscale.scale_range != (1.0, 1.0):
+            raise ValueError(
+                f"synthesis.scale_range={downscale.scale_range} must be (1, 1) with synthesis/paste: there "
+                "instances have the scale of their class"
             )
         self.train_annotations, self.train_images = train_annotations, train_images
         self.val_annotations, self.val_images = val_annotations, val_images
@@ -107,7 +115,7 @@ class MixedDataModule(L.LightningDataModule):
         self._synthetic_ratio, self._warmup_steps, self._wait = synthetic_ratio, warmup_steps, wait
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
         self._downscale, self._seed = downscale, seed
-        self._copy_paste, self._build_paste = copy_paste, paste
+        self._copy_paste, self._build_paste, self._num_classes = copy_paste, paste, num_classes
         self.stream: PoolStream | None = None
         self._batches: MixedBatches | None = None
         self._val: LVISDataset | None = None
@@ -234,7 +242,10 @@ class MixedDataModule(L.LightningDataModule):
         )
 
     def _check_categories(self, train: Categories) -> None:
-        """Raise unless both files have the same classes: labels are places in their order."""
+        """Raise unless both files have the same classes, for labels are places in their order."""
+        if self._num_classes not in (None, len(train)):
+            wanted = f"the {len(train)} of {self.train_annotations}"
+            raise ValueError(f"data.num_classes must be {wanted}, got {self._num_classes}")
         ids = [{c.category_id for c in categories} for categories in (train, self._val_dataset().categories)]
         if ids[0] != ids[1]:
             odd = sorted(ids[0] ^ ids[1])

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,13 +116,17 @@ def test_faulty_annotations_are_named_and_do_not_end_the_check(dataset):
 def test_contradictions_of_the_federated_lists_are_named(dataset):
     folder, splits = dataset
     splits["train"]["images"] = [image(1, neg_category_ids=[1, 2, 50]), image(2)]
-    del splits["train"]["images"][1]["neg_category_ids"]
-    found = check(folder, splits)["train"]
-    assert found["problems"] == [
-        "1 images list neg_category_ids in a part of the file only: image 2 does not",
-        "1 classes are listed as absent from an image that shows them: 1 in image 1",
+    for content in splits.values():
+        content["images"][1].pop("neg_category_ids")
+    summary = check(folder, splits)
+    absent = "1 classes are listed as absent from an image that shows them: 1 in image 1"
+    partly = "1 images list neg_category_ids in a part of the file only: image {} does not"
+    assert summary["train"]["problems"] == [absent]
+    assert summary["train"]["notes"] == [
+        "1 classes that images list are unknown: 50 of image 1",
+        partly.format(2),
     ]
-    assert found["notes"] == ["1 classes that images list are unknown: 50 of image 1"]
+    assert summary["val"]["problems"] == [partly.format(3)]
 
 
 def test_missing_and_damaged_images_are_named_with_their_folder(dataset):
@@ -194,3 +200,19 @@ def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
 def test_faulty_numbers_are_refused(dataset):
     with pytest.raises(ValueError, match=r"whole number >= 0 or all, got 'some'"):
         check(*dataset, "num_images=some")
+
+
+def test_the_command_ends_with_1_and_writes_what_it_found(dataset):
+    folder, splits = dataset
+    for split, content in splits.items():
+        (folder / f"lvis_v1_{split}.json").write_text(json.dumps(content))
+    (folder / "val2017" / "3.png").unlink()
+    output = folder / "found.json"
+    settings = [f"data.root={folder}", "data.num_classes=2", "data.published_counts=null", f"output={output}"]
+    command = [sys.executable, "-m", "mflight.check_data", "data=lvis_v1", *settings]
+    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "1 kinds of problems. LVIS and its images: https://www.lvisdataset.org/dataset" in done.stdout
+    (line,) = json.loads(output.read_text())["val"]["problems"]
+    assert line == f"1 image files are missing in {folder}/val2017: val2017/3.png (image 3)"
+    assert line in done.stdout

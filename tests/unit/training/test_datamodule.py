@@ -181,7 +181,14 @@ def test_classes_can_come_in_turn(tiny_world, build_datamodule):
     assert images == train.image_ids[order][:6].tolist()
 
 
+def test_a_scale_that_pasting_would_not_use_is_refused(build_datamodule):
+    with pytest.raises(ValueError, match=r"synthesis\.scale_range=\(0\.5, 1\.0\) must be \(1, 1\)"):
+        build_datamodule(paste=InstancePaste, downscale=RandomDownscale(scale_range=(0.5, 1.0)))
+
+
 def test_files_with_other_classes_are_refused(tmp_path, tiny_world, build_datamodule):
+    with pytest.raises(ValueError, match=r"data\.num_classes must be the 24 of .*train\.json, got 23"):
+        build_datamodule(num_classes=23).setup("fit")
     content = json.loads((tiny_world / "val.json").read_text())
     content["categories"].append({"id": 99, "name": "stranger"})
     (tmp_path / "val.json").write_text(json.dumps(content))
