@@ -113,9 +113,8 @@ def _check_images(images: list[msgspec.Raw], report: AnnotationReport, is_train:
                 report.notes.add("classes that images list are unknown", f"{category_id} of image {image.id}")
     if 0 < lacking < len(report.images):
         odd = next(image.id for image in report.images.values() if image.neg_category_ids is UNSET)
-        report.problems.add(
-            "images list neg_category_ids in a part of the file only", f"image {odd} does not"
-        )
+        findings = report.notes if is_train else report.problems  # the evaluation refuses such a file
+        findings.add("images list neg_category_ids in a part of the file only", f"image {odd} does not")
     elif lacking:
         rule = "file without neg_category_ids, its images are taken as labelled exhaustively"
         report.notes.add(rule, f"{lacking:,} images")
