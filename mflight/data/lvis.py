@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
-from mflight.data.annotations import DROP_REASONS, FORMAT_VERSION, read_annotation_file
+from mflight.data.annotations import FORMAT_VERSION, read_annotation_file
 from mflight.data.array_cache import cached_arrays
 from mflight.data.categories import Categories
+from mflight.data.instance_arrays import DROP_REASONS
 from mflight.data.outlines import Outlines
 from mflight.data.target import Target
+from mflight.functional.boxes import clip_boxes
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +84,8 @@ class LVISAnnotations:
     @property
     def category_image_counts(self) -> dict[int, int]:
         """In how many images of this file each ``category_id`` has an instance."""
-        return self._by_category_id(
-            np.bincount(self._image_label_pairs()[1], minlength=len(self.categories) + 1)
-        )
+        counts = self._arrays["image_counts"].tolist()
+        return {c.category_id: count for c, count in zip(self.categories, counts, strict=True)}
 
     def size_hw(self, index: int) -> tuple[int, int]:
         """Return ``(H, W)`` in pixels of an image, as annotated."""
@@ -102,6 +103,12 @@ class LVISAnnotations:
             for label in np.unique(self._instances("labels", index)).tolist()
         ]
 
+    def instance_scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return int32[A] labels and float64[A] scales, ``sqrt(area / (H W))``, of all instances."""
+        image_area = self._arrays["image_sizes_hw"].astype(np.float64).prod(axis=1)
+        of_instance = np.repeat(image_area, np.diff(self._arrays["instance_offsets"]))
+        return self._arrays["labels"], np.sqrt(np.maximum(self._arrays["areas"], 0) / of_instance)
+
     def target(self, index: int) -> dict[str, Any]:
         """Return the target of an image without its masks.
 
@@ -113,6 +120,8 @@ class LVISAnnotations:
             annotated, so they may reach over the edge of the image by a fraction of a pixel.
         """
         labels = self._instances("labels", index)
+        listed = self._row("not_exhaustive", index)
+        not_exhaustive = np.concatenate([listed, self._row("crowd", index, "crowd_labels")])
         return {
             "boxes": _tensor(self._instances("boxes", index), torch.float32),
             "labels": _tensor(labels, torch.int64),
@@ -120,9 +129,9 @@ class LVISAnnotations:
             "area": _tensor(self._instances("areas", index), torch.float32),
             "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
             "is_synthetic": False,
-            "negative_labels": _tensor(self._row("negative", index, "negatives"), torch.int64),
-            "not_exhaustive_labels": _tensor(self._row("not_exhaustive", index), torch.int64),
-            "ignore_boxes": torch.zeros((0, 4)),
+            "negative_labels": _tensor(self._negatives(index), torch.int64),
+            "not_exhaustive_labels": _tensor(np.unique(not_exhaustive), torch.int64),
+            "ignore_boxes": _tensor(self._row("crowd", index, "crowd_boxes"), torch.float32),
             "sample_id": "",
         }
 
@@ -151,23 +160,20 @@ class LVISAnnotations:
         if not entries:
             raise ValueError(f"{self.annotation_file} lists no categories")
         ids = sorted(entry["id"] for entry in entries)
-        images = np.bincount(self._image_label_pairs()[1], minlength=len(ids) + 1)[1:]
-        instances = np.bincount(self._arrays["labels"], minlength=len(ids) + 1)[1:]
         return Categories.from_lvis(
             entries,
-            image_counts=dict(zip(ids, images.tolist(), strict=True)),
-            instance_counts=dict(zip(ids, instances.tolist(), strict=True)),
+            image_counts=dict(zip(ids, self._arrays["image_counts"].tolist(), strict=True)),
+            instance_counts=dict(zip(ids, self._arrays["instance_counts"].tolist(), strict=True)),
         )
 
-    def _by_category_id(self, counts: np.ndarray) -> dict[int, int]:
-        return {c.category_id: int(n) for c, n in zip(self.categories, counts[1:], strict=True)}
-
-    def _image_label_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return images and labels of all distinct pairs of an image and a label in it."""
-        image = np.repeat(np.arange(len(self)), np.diff(self._arrays["instance_offsets"]))
-        base = int(self._arrays["labels"].max(initial=0)) + 1
-        pairs = np.unique(image * base + self._arrays["labels"])
-        return pairs // base, pairs % base
+    def _negatives(self, index: int) -> np.ndarray:
+        if not self._arrays["is_exhaustive"][index]:
+            return self._row("negative", index, "negatives")
+        is_absent = np.ones(len(self.categories) + 1, dtype=bool)
+        is_absent[0] = False
+        is_absent[self._instances("labels", index)] = False
+        is_absent[self._row("crowd", index, "crowd_labels")] = False
+        return np.flatnonzero(is_absent)
 
     def _instances(self, name: str, index: int) -> np.ndarray:
         return self._row("instance", index, name)
@@ -228,8 +234,8 @@ class LVISDataset(Dataset):
         if self.transform is not None:
             return self.transform(image, target, outlines)
         height, width = image.shape[1:]
-        target["boxes"][:, 0::2] = target["boxes"][:, 0::2].clamp(0, width)
-        target["boxes"][:, 1::2] = target["boxes"][:, 1::2].clamp(0, height)
+        for key in ("boxes", "ignore_boxes"):
+            target[key] = clip_boxes(target[key], (height, width))
         return image, Target(masks=outlines.draw((height, width)), **target)
 
     def find_image(self, index: int) -> Path:

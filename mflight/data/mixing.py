@@ -88,6 +88,7 @@ class MixedBatches:
         warmup_steps: steps over which the share rises from 0.
         start_step: number of the first batch.
         transforms: called with image and target of each synthetic sample.
+        paste: puts synthetic instances into real images instead, see ``SlotDataset``.
         wait: wait for a sample where none is ready, for exact replays; otherwise training never waits.
         wait_timeout_s: longest such wait, in seconds; then a TimeoutError ends the training.
         while_waiting: called again and again during such a wait; False tells that nothing more will come.
@@ -114,6 +115,7 @@ class MixedBatches:
         warmup_steps: Annotated[int, Field(ge=0)] = 0,
         start_step: Annotated[int, Field(ge=0)] = 0,
         transforms: Callable | None = None,
+        paste: Callable | None = None,
         wait: bool = False,
         wait_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0,
         while_waiting: Callable[[], bool] | None = None,
@@ -140,7 +142,7 @@ class MixedBatches:
         self._wait, self._wait_timeout_s, self._while_waiting = wait, wait_timeout_s, while_waiting
         self._rank, self._seed = rank, seed
         self._loader_settings = {
-            "dataset": SlotDataset(real, synthetic, transforms),
+            "dataset": SlotDataset(real, synthetic, transforms, paste),
             "num_workers": num_workers,
             "prefetch_factor": prefetch_factor if num_workers else None,
             "pin_memory": pin_memory,

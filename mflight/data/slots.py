@@ -42,7 +42,8 @@ class Slot:
     """Key of one image: what fills the slot, as the main process decides it and a worker reads it.
 
     Attributes:
-        real_index: index of the real image, of a synthetic slot the one in reserve.
+        real_index: index of the real image, of a synthetic slot the one in reserve
+            or pasted onto.
         ref: what the synthetic source reads, or None.
         seed: of the random numbers that augment this image.
         filling: what this is, for the counts.
@@ -108,10 +109,18 @@ class SlotDataset(Dataset):
         real: map-style dataset of ``(image, target)``, its augmentation included.
         synthetic: reads references; None if no slot holds one.
         transforms: called with image and target of a synthetic sample.
+        paste: called with a real and a synthetic sample, the second as it was read, puts the instances of
+            the second into the first; ``None`` takes synthetic images as they are.
     """
 
-    def __init__(self, real: Any, synthetic: SyntheticSource | None, transforms: Callable | None):
-        self._real, self._synthetic, self._transforms = real, synthetic, transforms
+    def __init__(
+        self,
+        real: Any,
+        synthetic: SyntheticSource | None,
+        transforms: Callable | None,
+        paste: Callable | None = None,
+    ):
+        self._real, self._synthetic, self._transforms, self._paste = real, synthetic, transforms, paste
 
     def __getitem__(self, slot: Slot) -> tuple[Tensor, Any]:
         state = torch.get_rng_state()
@@ -128,4 +137,6 @@ class SlotDataset(Dataset):
             image, target = self._synthetic.read(slot.ref)
         except (ValueError, OSError):
             return self._real[slot.real_index]
+        if self._paste:
+            return self._paste(self._real[slot.real_index], (image, target))
         return self._transforms(image, target) if self._transforms else (image, target)

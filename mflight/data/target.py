@@ -26,7 +26,8 @@ class Target(TypedDict):
         area: float32[N], in square pixels.
         iscrowd: int64[N] of 0 and 1.
         is_synthetic: whether a generator drew the image.
-        negative_labels: int64[K], classes verified to be absent.
+        negative_labels: int64[K], classes verified to be absent; in an image that is labelled exhaustively,
+            as COCO's are, all that it does not show.
         not_exhaustive_labels: int64[K], classes of which not every instance is outlined.
         ignore_boxes: float32[M, 4], xyxy in pixels, bounds as for ``boxes``: parts of the image that may show
             objects without a label; what is found there is no false alarm. Real images have none.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mflight.data.categories import Categories
+from mflight.data.copy_paste import CopyPasteDataset, SimpleCopyPaste
 from mflight.data.downscale import RandomDownscale
 from mflight.data.files import DATASET_KEYS, require_dataset
+from mflight.data.instance_paste import ClassScales, InstancePaste
 from mflight.data.lvis import LVISDataset
 from mflight.data.mixing import MixedBatches
-from mflight.data.samplers import RepeatFactorSampler, category_frequencies, repeat_factors
+from mflight.data.samplers import build_sampler
 from mflight.data.slots import SlotCounts
 from mflight.data.target import Target
 from mflight.data.transforms import EvalTransform, TrainTransform
@@ -42,6 +44,7 @@ class MixedDataModule(L.LightningDataModule):
         epoch_steps: steps between two validations.
         val_batch_size: images a step of validation, of each rank.
         num_workers: processes that read images for each rank; 0 reads in the trainer's own.
+        sampling: which images come how often, see ``mflight.data.samplers``.
         repeat_threshold: images of classes in a smaller share of the images are repeated; 0 repeats none.
         cache_dir: folder of the annotations' flat arrays.
         prepare: makes the dataset where it is not there yet.
@@ -50,12 +53,17 @@ class MixedDataModule(L.LightningDataModule):
         stream: opens the pool, given ``categories``, ``rank`` and ``world_size``; ``None``: real images only.
         service: builds what runs the generators; ``None`` draws nothing.
         downscale: makes synthetic images smaller, after ``train_transform``; ``None`` leaves them.
+        copy_paste: pastes instances of real images onto others; ``None`` leaves them.
+        paste: given ``scales``, builds what pastes synthetic instances onto real images, which then fill the
+            synthetic slots; ``None``: synthetic images fill them.
         wait: wait for a sample where none is ready.
         service_poll_s: time between two looks at the generators, in seconds.
+        num_classes: how many the annotations must list; ``None``: any number.
         seed: of sampling and augmentation.
 
     Raises:
-        ValueError: if ``synthetic_ratio`` is above 0 without a ``stream``.
+        ValueError: if ``synthetic_ratio`` is above 0 without a ``stream``, or if both ``downscale`` and
+            ``paste`` would set the scale of synthetic instances.
     """
 
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
@@ -71,6 +79,7 @@ class MixedDataModule(L.LightningDataModule):
         epoch_steps: Annotated[int, Field(ge=1)] = 5000,
         val_batch_size: Annotated[int, Field(ge=1)] = 1,
         num_workers: Annotated[int, Field(ge=0)] = 4,
+        sampling: Literal["repeat_factor", "class_aware"] = "repeat_factor",
         repeat_threshold: Annotated[float, Field(ge=0.0)] = 0.001,
         cache_dir: Path | None = None,
         prepare: Callable[[], Any] | None = None,
@@ -79,8 +88,11 @@ class MixedDataModule(L.LightningDataModule):
         stream: Callable[..., PoolStream] | None = None,
         service: Callable[[], SynthesisService] | None = None,
         downscale: RandomDownscale | None = None,
+        copy_paste: SimpleCopyPaste | None = None,
+        paste: Callable[..., InstancePaste] | None = None,
         wait: bool = False,
         service_poll_s: Annotated[float, Field(gt=0.0)] = 1.0,
+        num_classes: Annotated[int, Field(ge=1)] | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -89,17 +101,25 @@ class MixedDataModule(L.LightningDataModule):
                 f"synthesis.synthetic_ratio={synthetic_ratio} needs a source of synthetic images: "
                 "choose synthesis=online or synthesis=replay, or set synthesis.synthetic_ratio=0"
             )
+        if paste is not None and downscale is not None and downscale.scale_range != (1.0, 1.0):
+            raise ValueError(
+                f"synthesis.scale_range={downscale.scale_range} must be (1, 1) with synthesis/paste: there "
+                "instances have the scale of their class"
+            )
         self.train_annotations, self.train_images = train_annotations, train_images
         self.val_annotations, self.val_images = val_annotations, val_images
         self._train_transform, self._cache_dir, self._prepare = train_transform, cache_dir, prepare
         self._batch_size, self._val_batch_size, self._epoch_steps = batch_size, val_batch_size, epoch_steps
-        self._num_workers, self._repeat_threshold = num_workers, repeat_threshold
+        self._num_workers = num_workers
+        self._sampling = {"sampling": sampling, "repeat_threshold": repeat_threshold}
         self._synthetic_ratio, self._warmup_steps, self._wait = synthetic_ratio, warmup_steps, wait
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
         self._downscale, self._seed = downscale, seed
+        self._copy_paste, self._build_paste, self._num_classes = copy_paste, paste, num_classes
         self.stream: PoolStream | None = None
         self._batches: MixedBatches | None = None
         self._val: LVISDataset | None = None
+        self._train_categories: Categories | None = None
         self._service: SynthesisService | None = None
         self._polled_at = 0.0
         self._report: ServiceReport | None = None
@@ -108,8 +128,8 @@ class MixedDataModule(L.LightningDataModule):
 
     @property
     def categories(self) -> Categories:
-        """The classes of the validation annotations."""
-        return self._val_dataset().categories
+        """The classes: of the training annotations, whose frequencies count, once these are open."""
+        return self._train_categories or self._val_dataset().categories
 
     @property
     def counts(self) -> SlotCounts:
@@ -200,27 +220,41 @@ class MixedDataModule(L.LightningDataModule):
             cache_dir=self._cache_dir,
             transform=self._train_transform,
         )
+        self._check_categories(train.categories)
+        self._train_categories = train.categories
         image_categories = [train.annotations.image_category_ids(index) for index in range(len(train))]
-        factors = repeat_factors(
-            category_frequencies(image_categories), image_categories, self._repeat_threshold
-        )
+        place = {"seed": self._seed, "rank": rank, "num_ranks": world_size}
         if self._build_stream is not None:
             self.stream = self._build_stream(categories=train.categories, rank=rank, world_size=world_size)
         return MixedBatches(
-            real=train,
-            sampler=RepeatFactorSampler(factors=factors, seed=self._seed, rank=rank, num_ranks=world_size),
+            real=train if self._copy_paste is None else CopyPasteDataset(train, self._copy_paste),
+            sampler=build_sampler(image_categories, **self._sampling, **place),
             synthetic=self.stream,
             batch_size=self._batch_size // world_size,
             synthetic_ratio=self._synthetic_ratio,
             epoch_steps=self._steps_an_epoch(),
             warmup_steps=self._warmup_steps,
             transforms=self._synthetic_transform(),
+            paste=self._build_paste and self._build_paste(scales=ClassScales.measure(train.annotations)),
             wait=self._wait,
             while_waiting=self._look_after_generators,
             num_workers=self._num_workers,
             rank=rank,
             seed=self._seed,
         )
+
+    def _check_categories(self, train: Categories) -> None:
+        """Raise unless both files have the same classes, for labels are places in their order."""
+        if self._num_classes not in (None, len(train)):
+            wanted = f"the {len(train)} of {self.train_annotations}"
+            raise ValueError(f"data.num_classes must be {wanted}, got {self._num_classes}")
+        ids = [{c.category_id for c in categories} for categories in (train, self._val_dataset().categories)]
+        if ids[0] != ids[1]:
+            odd = sorted(ids[0] ^ ids[1])
+            raise ValueError(
+                f"data.train_annotations={self.train_annotations} and data.val_annotations="
+                f"{self.val_annotations} must list the same category ids, {odd[:10]} are in one of them only"
+            )
 
     def _synthetic_transform(self) -> Callable:
         if self._downscale is None:

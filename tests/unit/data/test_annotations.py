@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from mflight.data import instance_arrays
 from mflight.data.annotations import read_annotation_file
 
 SQUARE = [[1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 1.0, 3.0]]
@@ -142,3 +143,27 @@ def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.json").touch()
     with pytest.raises(ValueError, match=r"empty.json is no .*: it is empty"):
         read_annotation_file(tmp_path / "empty.json")
+
+
+def test_an_image_without_negative_classes_is_taken_as_labelled_exhaustively(tmp_path):
+    arrays = read_annotation_file(write(tmp_path, []))
+    assert arrays["is_exhaustive"].tolist() == [False, True]
+
+
+def test_classes_and_crowds_are_counted(tmp_path):
+    crowd = annotation(4, iscrowd=1, category_id=3, segmentation={"size": [4, 6], "counts": [0, 24]})
+    annotations = [annotation(1), annotation(2), annotation(3, image_id=11, category_id=3), crowd]
+    arrays = read_annotation_file(write(tmp_path, annotations))
+    assert arrays["image_counts"].tolist() == [1, 1]  # ids 3, 7
+    assert arrays["instance_counts"].tolist() == [1, 2]
+    assert arrays["crowd_offsets"].tolist() == [0, 1, 1] and arrays["crowd_labels"].tolist() == [1]
+    assert arrays["crowd_boxes"].tolist() == [[1, 1, 3, 3]]
+
+
+def test_many_annotations_come_through_in_several_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(instance_arrays, "_CHUNK", 2)
+    entries = [annotation(i, image_id=(20, 11)[i % 2], bbox=[1.0, 1.0, i, 2.0]) for i in range(1, 6)]
+    arrays = read_annotation_file(write(tmp_path, entries))
+    assert arrays["annotation_ids"].tolist() == [2, 4, 1, 3, 5]
+    assert arrays["boxes"][:, 2].tolist() == [3, 5, 2, 4, 6]
+    assert arrays["vertex_offsets"].tolist() == [0, 4, 8, 12, 16, 20]

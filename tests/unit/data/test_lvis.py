@@ -154,3 +154,20 @@ def test_damaged_and_mistaken_images_are_named(files):
     (folder / "images" / "6.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"6.png cannot be decoded"):
         make_dataset(folder)[1]
+
+
+def test_what_is_not_in_an_exhaustive_image_is_absent_unless_a_crowd_hides_it(files):
+    folder, _ = files
+    content = json.loads((folder / "annotations.json").read_text())
+    for image in content["images"]:
+        image.pop("neg_category_ids", None)
+    content["annotations"] = content["annotations"][:1]  # of category 30, label 3
+    crowd = {"id": 9, "image_id": 5, "category_id": 8, "bbox": [10, 2, 8, 4], "iscrowd": 1}
+    content["annotations"].append({**crowd, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [192]}})
+    (folder / "annotations.json").write_text(json.dumps(content))
+    dataset = make_dataset(folder)
+    shown, empty = dataset[0][1], dataset[1][1]
+    check_target(shown, (HEIGHT, WIDTH), num_classes=3)
+    assert shown["negative_labels"].tolist() == [1] and shown["not_exhaustive_labels"].tolist() == [2]
+    assert shown["ignore_boxes"].tolist() == [[10, 2, 16, 6]]  # 18 lies outside
+    assert empty["negative_labels"].tolist() == [1, 2, 3]

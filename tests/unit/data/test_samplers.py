@@ -4,7 +4,13 @@ from itertools import chain, islice
 import pytest
 import torch
 
-from mflight.data.samplers import RepeatFactorSampler, category_frequencies, repeat_factors
+from mflight.data.samplers import (
+    ClassAwareSampler,
+    RepeatFactorSampler,
+    build_sampler,
+    category_frequencies,
+    repeat_factors,
+)
 
 
 def test_factors_by_hand():
@@ -99,3 +105,49 @@ def test_faulty_frequencies_and_states_are_refused():
     state = RepeatFactorSampler(factors=torch.ones(2), seed=1).state_dict()
     with pytest.raises(ValueError, match="seed=1, here seed is 2"):
         RepeatFactorSampler(factors=torch.ones(2), seed=2).load_state_dict(state)
+
+
+def test_every_class_comes_equally_often_and_gives_its_images_in_turn():
+    # 9 entries, 3 classes: 3 each. Class 1 gives 3 of its 4 images, class 2 image 3 thrice, class 3 images 4
+    # and 5 in one round and one of them once more; images 6 to 8 have no class
+    images = [[1], [1], [1], [1, 2], [3], [3], [], [], []]
+    sampler = ClassAwareSampler(image_categories=images, seed=1)
+    for epoch in range(20):
+        counts = Counter(sampler.epoch_indices(epoch).tolist())
+        assert sum(counts.values()) == 9 and not counts.keys() & {6, 7, 8}
+        assert sorted([counts[4], counts[5]]) == [1, 2]
+        first = [counts[0], counts[1], counts[2], counts[3] - 3]
+        assert sorted(first) == [0, 1, 1, 1]
+
+
+def test_classes_come_in_rounds():
+    # with one image a class, an entry tells its class: each third of the epoch holds all three
+    images = [[10], [20], [30], [], [], [], [], [], []]
+    epoch = ClassAwareSampler(image_categories=images, seed=2).epoch_indices(0).tolist()
+    assert [sorted(epoch[i : i + 3]) for i in (0, 3, 6)] == [[0, 1, 2]] * 3
+    assert len({tuple(epoch[i : i + 3]) for i in (0, 3, 6)}) > 1
+
+
+def test_class_aware_ranks_share_an_epoch_and_go_on_exactly():
+    images = [[i % 3, 3] for i in range(10)]
+    samplers = [ClassAwareSampler(image_categories=images, seed=5, rank=r, num_ranks=2) for r in range(2)]
+    epoch = samplers[0].epoch_indices(0).tolist()
+    streams = [iter(sampler) for sampler in samplers]
+    assert [next(streams[i % 2]) for i in range(10)] == epoch
+    resumed = ClassAwareSampler(image_categories=images, seed=5, rank=1, num_ranks=2)
+    resumed.load_state_dict(samplers[1].state_dict())
+    assert list(islice(resumed, 12)) == list(islice(streams[1], 12))
+
+
+def test_class_aware_sampling_needs_an_instance():
+    with pytest.raises(ValueError, match="needs an instance, 2 images have none"):
+        ClassAwareSampler(image_categories=[[], []])
+
+
+def test_the_config_names_the_sampler():
+    images = [[1], [1], [1], [2]]
+    repeat = build_sampler(images, sampling="repeat_factor", repeat_threshold=1.0, seed=1)
+    # f = {1: 3/4, 2: 1/4}; t = 1: r = {1: sqrt(4/3), 2: 2}
+    assert Counter(repeat.epoch_indices(0).tolist())[3] == 2
+    aware = build_sampler(images, sampling="class_aware", repeat_threshold=1.0, seed=1)
+    assert Counter(aware.epoch_indices(0).tolist())[3] == 2 and len(aware.epoch_indices(0)) == 4

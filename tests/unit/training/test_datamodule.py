@@ -1,11 +1,16 @@
 import functools
+import json
 import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 
+from mflight.data.copy_paste import SimpleCopyPaste
 from mflight.data.downscale import RandomDownscale
+from mflight.data.instance_paste import InstancePaste
+from mflight.data.lvis import LVISAnnotations
+from mflight.data.samplers import ClassAwareSampler
 from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.service import SynthesisService
 from mflight.synthesis.stream import PoolStream
@@ -145,3 +150,48 @@ def test_the_generators_stop_when_training_fails(tmp_path, build_datamodule):
     assert Path(pool).is_dir()
     assert multiprocessing.active_children() == []
     assert datamodule.report.num_deaths == 0
+
+
+def test_synthetic_instances_are_pasted_onto_real_images(tmp_path, build_datamodule):
+    with PoolWriter(tmp_path, "w0") as writer:
+        for index in range(4):
+            writer.append(make_sample(index, category_id=3), index=index)
+    settings = {"synthetic_ratio": 0.5, "stream": functools.partial(PoolStream, pool_dir=tmp_path)}
+    seen = []
+    for paste in (None, functools.partial(InstancePaste, min_area_px=1), functools.partial(InstancePaste)):
+        datamodule = build_datamodule(**settings, paste=paste, copy_paste=SimpleCopyPaste())
+        datamodule.setup("fit")
+        seen.append([t for _, targets in datamodule.train_dataloader() for t in targets if t["is_synthetic"]])
+        assert (datamodule.counts.fresh, datamodule.counts.real) == (3, 3)
+    whole, pasted, again = seen
+    names = ["7-00000000", "7-00000001", "7-00000002"]
+    assert [t["sample_id"] for t in whole] == [t["sample_id"] for t in pasted] == names
+    assert all(t["image_id"] < 0 for t in whole) and all(t["image_id"] > 0 for t in pasted)
+    assert all(t["labels"][-1] == 3 for t in pasted)  # the real instances come before
+    assert [t["image_id"] for t in pasted] == [t["image_id"] for t in again]
+
+
+def test_classes_can_come_in_turn(tiny_world, build_datamodule):
+    datamodule = build_datamodule(sampling="class_aware", seed=3)
+    datamodule.setup("fit")
+    train = LVISAnnotations(tiny_world / "train.json")
+    image_categories = [train.image_category_ids(index) for index in range(len(train))]
+    order = ClassAwareSampler(image_categories=image_categories, seed=3).epoch_indices(0)
+    images = [target["image_id"] for _, targets in datamodule.train_dataloader() for target in targets]
+    assert images == train.image_ids[order][:6].tolist()
+
+
+def test_a_scale_that_pasting_would_not_use_is_refused(build_datamodule):
+    with pytest.raises(ValueError, match=r"synthesis\.scale_range=\(0\.5, 1\.0\) must be \(1, 1\)"):
+        build_datamodule(paste=InstancePaste, downscale=RandomDownscale(scale_range=(0.5, 1.0)))
+
+
+def test_files_with_other_classes_are_refused(tmp_path, tiny_world, build_datamodule):
+    with pytest.raises(ValueError, match=r"data\.num_classes must be the 24 of .*train\.json, got 23"):
+        build_datamodule(num_classes=23).setup("fit")
+    content = json.loads((tiny_world / "val.json").read_text())
+    content["categories"].append({"id": 99, "name": "stranger"})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    datamodule = build_datamodule(val_annotations=tmp_path / "val.json")
+    with pytest.raises(ValueError, match=r"must list the same category ids, \[99\] are in one of them only"):
+        datamodule.setup("fit")

@@ -1,0 +1,39 @@
+"""What a check has found wrong, gathered by rule: how often, and the first examples."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+_NUM_EXAMPLES = 3
+
+
+@dataclass
+class Findings:
+    """Counts breaches of rules and keeps the first examples of each.
+
+    Attributes:
+        counts: by the sentence of the rule.
+        examples: of each, three at most.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, rule: str, example: object) -> None:
+        """Note one breach."""
+        self.counts[rule] += 1
+        if self.counts[rule] <= _NUM_EXAMPLES:
+            self.examples.setdefault(rule, []).append(str(example))
+
+    def extend(self, other: "Findings") -> None:
+        """Take over the breaches that another check has found."""
+        for rule, count in other.counts.items():
+            self.counts[rule] += count
+            self.examples[rule] = (self.examples.get(rule, []) + other.examples[rule])[:_NUM_EXAMPLES]
+
+    def lines(self) -> list[str]:
+        """Return a sentence for each rule, such as ``3 boxes are empty: annotation 5, 8, 9``."""
+        lines = []
+        for rule, count in self.counts.items():
+            more = ", ..." if count > _NUM_EXAMPLES else ""
+            lines.append(f"{count:,} {rule}: {', '.join(self.examples[rule])}{more}")
+        return lines

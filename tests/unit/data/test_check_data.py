@@ -1,0 +1,218 @@
+"""The check of a dataset on files with known faults, as ``python -m mflight.check_data`` runs it."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from rich.console import Console
+
+from mflight.check_data import check_data, print_summary
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+HEIGHT, WIDTH = 6, 8
+
+
+def image(image_id, folder="train2017", **changes):
+    entry = {
+        "id": image_id,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "coco_url": f"http://images.cocodataset.org/{folder}/{image_id}.png",
+        "neg_category_ids": [],
+        "not_exhaustive_category_ids": [],
+    }
+    return {**entry, **changes}
+
+
+def annotation(annotation_id, image_id=1, category_id=1, **changes):
+    polygon = [[1.0, 1.0, 3.0, 1.0, 3.0, 3.0]]
+    entry = {"id": annotation_id, "image_id": image_id, "category_id": category_id, "bbox": [1, 1, 2, 2]}
+    return {**entry, "area": 2.0, "segmentation": polygon, **changes}
+
+
+def category(category_id, letter="r", count=1):
+    return {"id": category_id, "name": f"class_{category_id}", "frequency": letter, "image_count": count}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A sound dataset; what a test changes is written by ``write``."""
+    for folder, image_id in (("train2017", 1), ("train2017", 2), ("val2017", 3)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / folder / f"{image_id}.png")
+    train = {
+        "images": [image(1), image(2)],
+        "annotations": [annotation(1), annotation(2, 2, 2)],
+        "categories": [category(1), category(2)],
+    }
+    # images of the validation lie in both of COCO's folders
+    val = {**train, "images": [image(2), image(3, "val2017")], "annotations": [annotation(7, 3, 2)]}
+    return tmp_path, {"train": train, "val": val}
+
+
+def check(folder, splits, *overrides):
+    for split, content in splits.items():
+        (folder / f"{split}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    GlobalHydra.instance().clear()
+    keys = [f"data.{s}_annotations={folder}/{s}.json" for s in splits] + [
+        f"data.{s}_images={folder}" for s in splits
+    ]
+    given = ["data=lvis_format", f"data.root={folder}", "data.num_classes=2", *keys, *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("check_data", overrides=given)
+    return check_data(cfg)
+
+
+def problems(summary):
+    return [line for found in summary.values() for line in found["problems"]]
+
+
+def test_a_sound_dataset_has_no_problem(dataset):
+    summary = check(*dataset, "num_decoded=all")
+    assert problems(summary) == []
+    assert summary["train"]["counts"] == {"images": 2, "annotations": 2, "categories": 2}
+    text = io.StringIO()
+    assert print_summary(summary, Console(file=text)) == 0
+    assert "train 2 images, 2 annotations, 2 categories" in text.getvalue()
+
+
+def test_faulty_annotations_are_named_and_do_not_end_the_check(dataset):
+    folder, splits = dataset
+    splits["train"]["annotations"] = [
+        annotation(1),
+        annotation(1, image_id=9),
+        annotation(3, category_id=77),
+        annotation(4, bbox=[6, 1, 4, 2]),  # to x = 10 of 8
+        annotation(5, bbox=[6, 1, 2.9, 2]),  # by less than a pixel, as in LVIS
+        annotation(6, segmentation={"size": [WIDTH, HEIGHT], "counts": [48]}),
+        annotation(7, bbox=[1, 2]),
+        annotation(8, segmentation=[]),
+    ]
+    found = check(folder, splits)["train"]
+    assert found["problems"][:3] == [
+        "1 annotation ids are listed twice: 1",
+        "1 annotations name an unknown image_id: 9 in annotation 1",
+        "1 annotations name an unknown category_id: 77 in annotation 3",
+    ]
+    text = "\n".join(found["problems"][3:])
+    assert (
+        "1 boxes reach out of their image: annotation 4 of image 1, [6.0, 1.0, 4.0, 2.0] in 8 x 6 px" in text
+    )
+    assert "annotation 6 of image 1, [8, 6], the image [6, 8]" in text
+    assert "annotations[6]: Expected `array` of length 4" in text
+    assert len(found["problems"]) == 6
+    assert (
+        "1 instances without a polygon of three points are left out: annotation 8 of image 1"
+        in found["notes"]
+    )
+
+
+def test_contradictions_of_the_federated_lists_are_named(dataset):
+    folder, splits = dataset
+    splits["train"]["images"] = [image(1, neg_category_ids=[1, 2, 50]), image(2)]
+    for content in splits.values():
+        content["images"][1].pop("neg_category_ids")
+    summary = check(folder, splits)
+    absent = "1 classes are listed as absent from an image that shows them: 1 in image 1"
+    partly = "1 images list neg_category_ids in a part of the file only: image {} does not"
+    assert summary["train"]["problems"] == [absent]
+    assert summary["train"]["notes"] == [
+        "1 classes that images list are unknown: 50 of image 1",
+        partly.format(2),
+    ]
+    assert summary["val"]["problems"] == [partly.format(3)]
+
+
+def test_missing_and_damaged_images_are_named_with_their_folder(dataset):
+    folder, splits = dataset
+    (folder / "val2017" / "3.png").unlink()
+    (folder / "val2017").rmdir()
+    whole = (folder / "train2017" / "1.png").read_bytes()
+    (folder / "train2017" / "1.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (5, 4)).save(folder / "train2017" / "2.png")
+    assert problems(check(folder, splits)) == [
+        f"1 image files are missing in {folder}/val2017, a folder that is not there: val2017/3.png (image 3)"
+    ]
+    lines = problems(check(folder, splits, "num_decoded=all"))
+    assert any(line.startswith("1 image files cannot be decoded:") and "1.png" in line for line in lines)
+    size = f"{folder}/train2017/2.png ([4, 5], annotated [6, 8])"
+    assert (
+        lines.count(f"1 image files are of another size than annotated: {size}") == 2
+    )  # it belongs to both splits
+
+
+def test_a_sample_of_the_images_is_looked_for(dataset):
+    folder, splits = dataset
+    splits["train"]["images"] = [image(i) for i in range(1, 41)]
+    (line,) = check(folder, splits, "num_images=10")["train"]["problems"]
+    assert line.split()[0] in ("8", "9", "10")  # 38 of 40 are missing
+
+
+def test_a_file_cut_short_and_a_missing_one_are_told_together(dataset):
+    folder, splits = dataset
+    splits["val"] = json.dumps(splits["val"])[:-10]
+    summary = check(folder, splits, f"data.train_annotations={folder}/none.json")
+    assert summary["dataset"]["problems"] == [
+        f"1 files or folders are not there: data.train_annotations={folder}/none.json"
+    ]
+    (line,) = summary["val"]["problems"]
+    assert "no whole LVIS- or COCO-format JSON" in line and f"{len(splits['val'])} bytes" in line
+
+
+def test_splits_and_settings_must_agree_on_classes_and_counts(dataset):
+    folder, splits = dataset
+    splits["val"]["categories"] = [category(2), category(5, letter="x")]
+    published = "data.published_counts={train: {images: 3}}"
+    summary = check(folder, splits, published, "data.num_classes=3")
+    assert summary["dataset"]["problems"] == [
+        "2 category ids are in one of the annotation files only: 1, 5",
+        "2 numbers of classes differ: 2 in the train annotations, data.num_classes=3, "
+        "2 in the val annotations, data.num_classes=3",
+    ]
+    assert summary["train"]["problems"] == ["1 counts differ from the published: 2 images and not 3"]
+    assert summary["val"]["problems"] == ['1 frequencies are none of "r", "c", "f": \'x\' of class_5']
+
+
+def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
+    folder, splits = dataset
+    for content in splits.values():
+        content["categories"] = [{"id": i, "name": f"class_{i}"} for i in (1, 2)]
+        content["images"] = [
+            {key: value for key, value in entry.items() if not key.endswith("category_ids")}
+            for entry in content["images"]
+        ]
+    splits["train"]["annotations"][0]["iscrowd"] = 1
+    summary = check(folder, splits)
+    assert problems(summary) == []
+    assert summary["train"]["notes"] == [
+        "2 categories have no frequency, it is computed: class_1, class_2",
+        "1 file without neg_category_ids, its images are taken as labelled exhaustively: 2 images",
+        "1 crowds are not trained on: annotation 1 of image 1",
+    ]
+
+
+def test_faulty_numbers_are_refused(dataset):
+    with pytest.raises(ValueError, match=r"whole number >= 0 or all, got 'some'"):
+        check(*dataset, "num_images=some")
+
+
+def test_the_command_ends_with_1_and_writes_what_it_found(dataset):
+    folder, splits = dataset
+    for split, content in splits.items():
+        (folder / f"lvis_v1_{split}.json").write_text(json.dumps(content))
+    (folder / "val2017" / "3.png").unlink()
+    output = folder / "found.json"
+    settings = [f"data.root={folder}", "data.num_classes=2", "data.published_counts=null", f"output={output}"]
+    command = [sys.executable, "-m", "mflight.check_data", "data=lvis_v1", *settings]
+    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "1 kinds of problems. LVIS and its images: https://www.lvisdataset.org/dataset" in done.stdout
+    (line,) = json.loads(output.read_text())["val"]["problems"]
+    assert line == f"1 image files are missing in {folder}/val2017: val2017/3.png (image 3)"
+    assert line in done.stdout
