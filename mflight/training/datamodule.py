@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from mflight.data.categories import Categories
 from mflight.data.downscale import RandomDownscale
 from mflight.data.files import DATASET_KEYS, require_dataset
-from mflight.data.lvis import LVISDataset
+from mflight.data.lvis import LVISDataset, read_categories
 from mflight.data.mixing import MixedBatches
 from mflight.data.samplers import RepeatFactorSampler, category_frequencies, repeat_factors
 from mflight.data.slots import SlotCounts
@@ -110,6 +110,11 @@ class MixedDataModule(L.LightningDataModule):
     def categories(self) -> Categories:
         """The classes of the validation annotations."""
         return self._val_dataset().categories
+
+    @property
+    def train_categories(self) -> Categories:
+        """The classes of the training annotations, with their counts there."""
+        return read_categories(self.train_annotations, self._cache_dir)
 
     @property
     def counts(self) -> SlotCounts:
