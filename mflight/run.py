@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from mflight.training.console import build_progress_bar, calm_lightning
 from mflight.training.datamodule import MixedDataModule
 from mflight.training.devices import DeviceSplit, split_devices
+from mflight.training.job_names import name_run
 from mflight.training.loggers import finish_loggers
+from mflight.training.rank_launch import launch_ranks, must_launch_ranks
 from mflight.training.results import report_results
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
     """
     calm_lightning()
     checkpoint = _continue_from(cfg)
+    if cfg.synthesis.synthetic_ratio == 0:  # nothing is drawn that no batch has a slot for
+        cfg.synthesis.service = cfg.synthesis.stream = None
     _check_pool(cfg)
+    name_run(cfg)
     split = _split(cfg)
     if split.synthesis_devices:
         cfg.synthesis.devices = list(split.synthesis_devices)
@@ -47,14 +52,17 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
     datamodule: MixedDataModule = instantiate(cfg.datamodule)
     datamodule.check_files()
+    devices = split.trainer_devices if isinstance(split.trainer_devices, int) else list(split.trainer_devices)
+    if must_launch_ranks(num_ranks := devices if isinstance(devices, int) else len(devices)):
+        cfg.trainer.devices = devices
+        return launch_ranks(cfg, num_ranks)
     module = instantiate(cfg.module)
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
-    devices = split.trainer_devices
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         accelerator=split.accelerator,
-        devices=devices if isinstance(devices, int) else list(devices),
+        devices=devices,
         callbacks=[*callbacks, build_progress_bar()],
         logger=loggers,
     )

@@ -17,7 +17,7 @@ from mflight.data.copy_paste import CopyPasteDataset, SimpleCopyPaste
 from mflight.data.downscale import RandomDownscale
 from mflight.data.files import DATASET_KEYS, require_dataset
 from mflight.data.instance_paste import ClassScales, InstancePaste
-from mflight.data.lvis import LVISDataset
+from mflight.data.lvis import LVISDataset, read_categories
 from mflight.data.mixing import MixedBatches
 from mflight.data.samplers import build_sampler
 from mflight.data.slots import SlotCounts
@@ -130,6 +130,11 @@ class MixedDataModule(L.LightningDataModule):
     def categories(self) -> Categories:
         """The classes: of the training annotations, whose frequencies count, once these are open."""
         return self._train_categories or self._val_dataset().categories
+
+    @property
+    def train_categories(self) -> Categories:
+        """The classes of the training annotations, with their counts there."""
+        return read_categories(self.train_annotations, self._cache_dir)
 
     @property
     def counts(self) -> SlotCounts:

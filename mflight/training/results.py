@@ -1,5 +1,6 @@
 """What a person reads at the end: AP by frequency, what was drawn, and where everything lies."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 @rank_zero_only
 def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None = None) -> None:
-    """Print the final table, and write ``results.json`` and ``per_class.json`` into the run folder.
+    """Print the final table, and write ``results.json``, ``per_class.json`` and ``per_class.csv`` into the run folder.
 
     Args:
         trainer: after its last validation.
@@ -31,7 +32,7 @@ def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None =
     }
     has_slots = isinstance(data, MixedDataModule)
     messages = data.all_messages if has_slots else []
-    rows = getattr(module, "per_class", [])
+    rows = _with_train_counts(getattr(module, "per_class", []), data if has_slots else None)
     results = {
         "steps": trainer.global_step,
         **figures,
@@ -42,6 +43,7 @@ def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None =
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "results.json").write_text(json.dumps(results, indent=1))
     (run_dir / "per_class.json").write_text(json.dumps(rows, indent=1, default=float))
+    _write_csv(run_dir / "per_class.csv", rows)
     _log_per_class(trainer, rows)
     console = Console(soft_wrap=True)
     console.print(_ap_table(figures))
@@ -94,6 +96,26 @@ def _synthesis_lines(data: MixedDataModule) -> str:
         f"{report.total('dropped'):.0f} dropped; "
         f"{regions - rejected:.0f} of {regions:.0f} regions passed the filter"
     )
+
+
+def _with_train_counts(rows: list[dict[str, Any]], data: MixedDataModule | None) -> list[dict[str, Any]]:
+    """Tell of each class how much of it there was to learn from; ``num_instances`` are those validated."""
+    if not rows or data is None:
+        return rows
+    counts = {c.category_id: (c.image_count, c.instance_count) for c in data.train_categories}
+    told = []
+    for row in rows:
+        images, instances = counts.get(row["category_id"], (0, 0))
+        head = {key: row[key] for key in ("category_id", "name", "frequency") if key in row}
+        told.append({**head, "num_train_images": images, "num_train_instances": instances, **row})
+    return told
+
+
+def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _log_per_class(trainer: L.Trainer, rows: list[dict[str, Any]]) -> None:

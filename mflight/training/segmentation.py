@@ -25,13 +25,14 @@ _LOSS_NAMES = {
     "loss_objectness": "objectness",
     "loss_rpn_box_reg": "proposal_box",
 }
+_BEST_NAMES = ("AP", "APr", "APc", "APf")
 
 
 class InstanceSegmentationModule(L.LightningModule):
     """Trains a torchvision detector and scores it by LVIS's rules.
 
     It logs ``train/loss/*`` at each step, and ``val/bbox/*`` and ``val/segm/*`` (AP, AP50, ..., APr, APc,
-    APf, in percent) after each validation; then ``per_class`` holds a row for each class, on rank 0, and
+    APf, in percent) after each validation, with the best so far as ``val/best/*``; then ``per_class`` holds a row for each class, on rank 0, and
     ``validated_at_step`` the step. Its checkpoints keep the random state, for the detector draws the anchors
     and proposals that it learns from.
 
@@ -60,6 +61,7 @@ class InstanceSegmentationModule(L.LightningModule):
         self._evaluator: LVISEvaluator | None = None
         self.per_class: list[dict[str, Any]] = []
         self.validated_at_step: int | None = None
+        self._best: dict[str, float] = {}
         self._random_state: dict[str, Tensor] | None = None
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -122,16 +124,22 @@ class InstanceSegmentationModule(L.LightningModule):
         for iou_type, values in figures.items():
             for name, value in values.items():
                 self.log(f"val/{iou_type}/{name}", torch.tensor(value, dtype=torch.float32), sync_dist=True)
+            for name in _BEST_NAMES:
+                key = f"val/best/{iou_type}/{name}"
+                self._best[key] = max(values[name], self._best.get(key, values[name]))
+                self.log(key, torch.tensor(self._best[key], dtype=torch.float32), sync_dist=True)
         self._evaluator.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state."""
+        """Keep the random state, and the best figures."""
+        checkpoint["best_figures"] = dict(self._best)
         checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the random state until training goes on."""
+        """Remember the random state until training goes on, and the best figures."""
+        self._best = dict(checkpoint.get("best_figures", {}))
         self._random_state = checkpoint.get("random_state")
 
     def on_train_start(self) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
-ROOT_FILES = sorted(path.stem for path in CONF.glob("*.yaml"))
+ROOT_FILES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "wandb_sweep")  # W&B's, not Hydra's
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 RUNTIME = ["paths.run_dir=runs/test"]  # what hydra.main would fill in
 LVIS_FORMAT = [
@@ -79,6 +81,44 @@ def test_every_root_file_composes(name):
 def test_the_walk_finds_the_files_it_should():
     assert Path("experiment/lvis_rare.yaml") in GROUP_FILES
     assert len(GROUP_FILES) >= 20
+
+
+SWEEP_FILES = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+
+
+def swept_settings(name: str) -> dict[str, str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
+    assert cfg.hydra.mode == RunMode.MULTIRUN, "`python train.py sweep=...` alone starts it"
+    return dict(cfg.hydra.sweeper.params)
+
+
+@pytest.mark.parametrize("name", SWEEP_FILES)
+def test_each_value_of_a_sweep_can_be_set(name):
+    parser = OverridesParser.create()
+    for key, values in swept_settings(name).items():
+        (sweep,) = parser.parse_overrides([f"{key}={values}"])
+        if sweep.is_discrete_sweep():
+            for value in sweep.sweep_string_iterator():
+                compose_with([*RUNTIME, f"{key}={value}"])
+        else:
+            compose_with([*RUNTIME, f"{key}={sweep.value().start}"])
+
+
+def test_grids_repeat_each_setting_with_several_seeds():
+    grids = [name for name in SWEEP_FILES if name != "optuna"]
+    assert len(grids) >= 3
+    assert all(swept_settings(name)["seed"] == "0,1,2" for name in grids)
+
+
+def test_the_parameters_of_wandbs_sweep_file_can_be_set():
+    raw = (CONF / "wandb_sweep.yaml").read_text()
+    sweep = OmegaConf.create(raw)
+    assert (CONF.parent / sweep.program).is_file() and "${args_no_hyphens}" in raw
+    for key, choice in sweep.parameters.items():
+        for value in choice["values"]:
+            compose_with([*RUNTIME, f"{key}={value}"])
 
 
 def test_an_unknown_key_is_refused():

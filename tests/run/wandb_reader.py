@@ -15,11 +15,17 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class WandbRun:
-    """``history`` is a list of rows by key; ``config`` and ``summary`` hold the last value of each key."""
+    """``history`` is a list of rows by key; ``config`` and ``summary`` hold the last value of each key.
+
+    ``name``, ``group`` and ``sweep_id`` are ``None`` where the run has none.
+    """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    group: str | None = None
+    sweep_id: str | None = None
 
     def values(self, key: str) -> list[Any]:
         return [row[key] for row in self.history if key in row]
@@ -37,6 +43,9 @@ def read_wandb_run(run_dir: Path) -> WandbRun:
         record = Record.FromString(data)
         run.config |= _items(record.config.update) | _items(record.run.config.update)
         run.summary |= _items(record.summary.update)
+        run.name = record.run.display_name or run.name
+        run.group = record.run.run_group or run.group
+        run.sweep_id = record.run.sweep_id or run.sweep_id
         if record.history.item:
             run.history.append(_items(record.history.item))
     return run

@@ -1,13 +1,14 @@
-"""Panels of synthetic images and of predictions, with their masks, in wandb."""
+"""Panels of synthetic images and of predictions, with their masks, in wandb and TensorBoard."""
 
 from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from pydantic import Field, validate_call
 from torch import Tensor
+from torchvision.utils import draw_segmentation_masks
 
 from mflight.data.categories import Categories
 from mflight.data.target import Target
@@ -40,7 +41,7 @@ class ImagePanels(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the latest synthetic images, and log them from time to time."""
-        if not _wandb_loggers(trainer):
+        if not _panel_loggers(trainer):
             return
         for image, target in zip(*batch, strict=True):
             if target.get("is_synthetic", False):
@@ -60,7 +61,7 @@ class ImagePanels(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Keep the first images with what was found in them."""
-        if not _wandb_loggers(trainer) or not isinstance(outputs, list):
+        if not _panel_loggers(trainer) or not isinstance(outputs, list):
             return
         for image, prediction in zip(batch[0], outputs, strict=True):
             if len(self._predicted) < self._num_images:
@@ -85,7 +86,12 @@ class ImagePanels(L.Callback):
 
     def _log(self, trainer: L.Trainer, key: str, panels: list[tuple[Tensor, Tensor, Tensor, str]]) -> None:
         class_labels = _class_labels(getattr(trainer.datamodule, "categories", None))
-        for logger in _wandb_loggers(trainer):
+        for logger in _panel_loggers(trainer):
+            if isinstance(logger, TensorBoardLogger):
+                for number, (image, masks, *_) in enumerate(panels):
+                    picture = _with_masks(image, masks)
+                    logger.experiment.add_image(f"{key}/{number}", picture, trainer.global_step)
+                continue
             logger.log_image(
                 key,
                 [image.permute(1, 2, 0).cpu().numpy() for image, *_ in panels],
@@ -102,12 +108,10 @@ class ImagePanels(L.Callback):
             )
 
 
-def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:
-    return (
-        [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if trainer.is_global_zero
-        else []
-    )
+def _panel_loggers(trainer: L.Trainer) -> list[Logger]:
+    if not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
 
 
 def _class_labels(categories: Categories | None) -> dict[int, str]:
@@ -121,3 +125,9 @@ def _label_map(image: Tensor, masks: Tensor, labels: Tensor) -> np.ndarray:
     for mask, label in zip(masks.cpu().numpy(), labels.tolist(), strict=True):
         drawn[mask.astype(bool)] = label
     return drawn
+
+
+def _with_masks(image: Tensor, masks: Tensor) -> Tensor:
+    """Return ``uint8[3, H, W]``: each instance tinted in a colour of its own; ``image`` is in [0, 1]."""
+    picture = (image.cpu().clamp(0, 1) * 255).to(torch.uint8)
+    return draw_segmentation_masks(picture, masks.cpu().bool(), alpha=0.5) if len(masks) else picture

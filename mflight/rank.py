@@ -1,0 +1,46 @@
+"""One rank of a training on several devices: ``python -m mflight.rank CONFIG``, started by ``train.py``."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Train on the composed config that the command line names."""
+    from omegaconf import OmegaConf
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from mflight.run import run  # not above: each generator process imports this file, and needs no trainer
+
+    cfg = OmegaConf.load(sys.argv[1])
+    _log_as_the_launcher_does(Path(cfg.paths.run_dir))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    record(run)(cfg)
+
+
+def _log_as_the_launcher_does(run_dir: Path) -> None:
+    """Rank 0 writes what the run has to say, the others speak when something is wrong."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if is_first:
+        handlers.append(logging.FileHandler(run_dir / "train.log"))
+    logging.basicConfig(
+        level=logging.INFO if is_first else logging.WARNING,
+        format="%(levelname)s %(message)s",
+        handlers=handlers,
+    )
+
+
+def _end_with(launcher: int) -> None:
+    """Stop as after SIGTERM when the launcher is gone, even if it was killed."""
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What a run is called in wandb: its experiment and what sets it apart; the runs of a sweep form a group."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+_MAX_LETTERS = 100
+_TELL_NOTHING = ("paths", "callbacks", "logger", "hydra", "name", "experiment", "sweep", "resume_from")
+
+
+def name_run(cfg: DictConfig) -> None:
+    """Set ``logger.wandb.name`` and ``logger.wandb.group`` where they are null; alone Hydra's jobs get a group."""
+    wandb = cfg.logger.get("wandb")
+    if not wandb or not HydraConfig.initialized():
+        return
+    hydra_cfg = HydraConfig.get()
+    is_sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    telling = swept_overrides(hydra_cfg) if is_sweep else list(hydra_cfg.overrides.task)
+    if "name" in wandb and wandb.name is None:
+        wandb.name = run_name(cfg.name, telling)
+    if "group" in wandb and wandb.group is None and is_sweep:
+        wandb.group = f"{cfg.name} {Path(hydra_cfg.sweep.dir).name}"
+
+
+def run_name(experiment: str, overrides: list[str]) -> str:
+    """Return a name such as ``mini synthetic_ratio=0.25 seed=1``, of at most 100 letters.
+
+    Args:
+        experiment: its name.
+        overrides: of the run, in Hydra's syntax; those that say where and not what are left out.
+
+    Returns:
+        the name, each key cut to its last part where no other ends alike.
+    """
+    pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
+    pairs = [(key, value) for key, value in pairs if key.split(".")[0].split("/")[0] not in _TELL_NOTHING]
+    last_parts = [_last_part(key) for key, _ in pairs]
+    words = [
+        f"{last if last_parts.count(last) == 1 else key}={_short(value)}"
+        for (key, value), last in zip(pairs, last_parts, strict=True)
+    ]
+    name = " ".join([experiment, *words])
+    return name if len(name) <= _MAX_LETTERS else name[: _MAX_LETTERS - 3] + "..."
+
+
+def swept_overrides(hydra_cfg: DictConfig) -> list[str]:
+    """Return those overrides of a sweep's job that the sweep varies.
+
+    Args:
+        hydra_cfg: Hydra's own config of the job.
+
+    Returns:
+        overrides in Hydra's syntax, such as ``seed=1``.
+    """
+    given = _given_overrides(Path(hydra_cfg.sweep.dir) / "multirun.yaml")
+    params = set(hydra_cfg.sweeper.get("params") or ())
+    own = list(hydra_cfg.overrides.task)
+    if given is None:  # the Optuna sweeper keeps no record of them
+        return [override for override in own if override.partition("=")[0] in params]
+    return [override for override in own if override not in given]
+
+
+def _given_overrides(file: Path) -> list[str] | None:
+    """Return the sweep's command line, from what Hydra's basic sweeper leaves in the sweep's folder."""
+    if not file.is_file():
+        return None
+    recorded: Any = OmegaConf.load(file)
+    return list(recorded.hydra.overrides.task)
+
+
+def _last_part(key: str) -> str:
+    return key.replace("/", ".").split(".")[-1]
+
+
+def _short(value: str) -> str:
+    """Round the many digits of a value that a sweeper has drawn."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return value if len(value) <= 6 else f"{number:.4g}"

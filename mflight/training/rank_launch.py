@@ -1,0 +1,88 @@
+"""Training on several devices: torchrun's agent runs one process a rank, on the config composed here."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+CONFIG_FILE = "rank_config.yaml"
+
+logger = logging.getLogger(__name__)
+
+
+def must_launch_ranks(num_ranks: int) -> bool:
+    """Return whether this process is to start the ranks, and is not one that torchrun or srun has started."""
+    is_rank = "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return num_ranks > 1 and not is_rank
+
+
+def launch_ranks(cfg: DictConfig, num_ranks: int) -> dict[str, float]:
+    """Run ``python -m mflight.rank`` once for each rank, and wait for all of them.
+
+    Lightning would start this process's own command line again for each rank. In a multirun that is the whole
+    sweep, under joblib or submitit not even the same program. A rank that gets the composed config instead
+    is the same in all of these, and leaves no process group behind for the next job of the sweep.
+
+    Args:
+        cfg: of the run, which the ranks read from ``rank_config.yaml`` in its folder.
+        num_ranks: processes to start on this host.
+
+    Returns:
+        the figures in the run's ``results.json``.
+
+    Raises:
+        RuntimeError: with the first rank's error, if one of them fails; the others are stopped then.
+    """
+    run_dir = Path(cfg.paths.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, run_dir / CONFIG_FILE, resolve=True)
+    with tempfile.TemporaryDirectory(prefix="mflight_ranks_") as folder, _own_signal_handlers():
+        agent = elastic_launch(_launch_config(num_ranks, folder), sys.executable)
+        try:
+            agent("-m", "mflight.rank", str(run_dir / CONFIG_FILE))
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raise RuntimeError(
+                f"rank {rank} of {num_ranks} has failed ({failure.exitcode}): {failure.message}"
+            ) from None
+        except SignalException as error:
+            logger.warning("stopped by %s; to go on: resume_from=%s", error.sigval.name, run_dir)
+            sys.exit(128 + error.sigval)
+    results = json.loads((run_dir / "results.json").read_text())
+    return {name: float(value) for name, value in results.items() if isinstance(value, int | float)}
+
+
+def _launch_config(num_ranks: int, log_dir: str) -> LaunchConfig:
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=Path(log_dir).name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port
+        local_addr="localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=log_dir),
+    )
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Give this process its signal handlers back, which the agent replaces for good."""
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {name: signal.getsignal(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
