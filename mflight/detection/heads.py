@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
+from mflight.detection.loss_weights import image_weights, weigh_rows
 from mflight.detection.proposals import is_ignored
 
 _SMOOTH_L1_BETA = 1 / 9  # as in torchvision's fastrcnn_loss
@@ -53,6 +54,7 @@ class InstanceHeads(RoIHeads):
         class_agnostic_masks: one mask a region, for all classes.
         classification_loss: ``(logits [R, C + 1], labels int64[R]) -> scalar``.
         ignore_overlap: share of a proposal's own area from which it counts as inside, in (0, 1].
+        synthetic_loss_weight: weight of synthetic images in the losses' gradient, >= 0.
         **kwargs: the arguments of torchvision's ``RoIHeads``.
     """
 
@@ -63,9 +65,11 @@ class InstanceHeads(RoIHeads):
         class_agnostic_masks: bool,
         classification_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         ignore_overlap: float = 0.5,
+        synthetic_loss_weight: float = 1.0,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        self.synthetic_loss_weight = synthetic_loss_weight
         self.class_agnostic_boxes = class_agnostic_boxes
         self.class_agnostic_masks = class_agnostic_masks
         self.classification_loss = classification_loss
@@ -111,6 +115,9 @@ class InstanceHeads(RoIHeads):
     ) -> dict[str, Tensor]:
         proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
         logits, box_regression = self._box_branch(features, proposals, image_shapes)
+        weights = image_weights(targets, self.synthetic_loss_weight)
+        counts = [len(image_labels) for image_labels in labels]
+        logits, box_regression = (weigh_rows(rows, weights, counts) for rows in (logits, box_regression))
         positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
         all_labels = torch.cat(labels)
 
@@ -118,6 +125,7 @@ class InstanceHeads(RoIHeads):
         mask_proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
         mask_matched = [index[keep] for index, keep in zip(matched, positive, strict=True)]
         mask_logits = self._mask_branch(features, mask_proposals, image_shapes)
+        mask_logits = weigh_rows(mask_logits, weights, [len(boxes) for boxes in mask_proposals])
         is_empty = not len(all_labels)  # all proposals left out: a mean over none would be 0 / 0
         return {
             "loss_classifier": logits.sum() * 0 if is_empty else self.classification_loss(logits, all_labels),
