@@ -96,6 +96,8 @@ class SynthesisService:
         max_samples: bound of the pool in samples.
         max_bytes: bound of the pool in bytes.
         image_format: of the images in the pool.
+        min_free_bytes: room on the pool's disk at which drawing ends, so that training can go on.
+        takes_turns: the trainer works on the same device and hands it over from time to time.
         max_restarts: how often each worker is started again.
         backoff_s: wait before the first restart, in seconds; doubled each time, at most a minute.
         stop_timeout_s: wait for a worker to end its batch at ``stop``, in seconds; then it is killed.
@@ -121,6 +123,8 @@ class SynthesisService:
         max_samples: PositiveInt | None = None,
         max_bytes: PositiveInt | None = None,
         image_format: Literal["jpeg", "png"] = "jpeg",
+        min_free_bytes: Annotated[int, Field(ge=0)] = 0,
+        takes_turns: bool = False,
         max_restarts: Annotated[int, Field(ge=0)] = 5,
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
         stop_timeout_s: Annotated[float, Field(ge=0.0)] = 10.0,
@@ -147,6 +151,8 @@ class SynthesisService:
             max_samples=max_samples,
             max_bytes=max_bytes,
             image_format=image_format,
+            min_free_bytes=min_free_bytes,
+            takes_turns=takes_turns,
             capture_output=capture_output,
         )
         self._workers = [

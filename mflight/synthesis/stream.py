@@ -82,6 +82,11 @@ class PoolStream(IterableDataset):
             forget_consumption(self._reader.folder)
 
     @property
+    def folder(self) -> Path:
+        """The pool folder."""
+        return self._reader.folder
+
+    @property
     def num_samples(self) -> int:
         """How many samples of this rank the pool has shown so far."""
         return len(self._refs)

@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 from mflight.synthesis.agenda import Agenda
 from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.shortages import check_room, free_device_memory, is_disk_full, is_out_of_memory
 from mflight.synthesis.signals import Demand, WorkerStatus
 from mflight.synthesis.throttle import Throttle
+from mflight.synthesis.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class WorkerSpec:
         max_samples: bound of the pool in samples.
         max_bytes: bound of the pool in bytes.
         image_format: of the images in the pool.
+        min_free_bytes: drawing ends, as on a full disk, when the pool's disk has less room than this.
+        takes_turns: the trainer works on the same device; draw only while holding it.
         parent_pid: the worker ends when this is not its parent any more; 0 does not look.
         capture_output: write standard output and error to ``worker-<writer>.log`` in the pool folder.
     """
@@ -73,6 +77,8 @@ class WorkerSpec:
     max_samples: int | None = None
     max_bytes: int | None = None
     image_format: Literal["jpeg", "png"] = "jpeg"
+    min_free_bytes: int = 0
+    takes_turns: bool = False
     parent_pid: int = 0
     capture_output: bool = True
 
@@ -90,7 +96,7 @@ def run_worker(spec: WorkerSpec) -> None:
         with PoolWriter(spec.pool_dir, spec.writer_name, image_format=spec.image_format) as writer:
             _work(spec, writer)
     except Exception as error:
-        if _is_disk_full(error):
+        if is_disk_full(error):
             if (
                 spec.capture_output
             ):  # the log lies on that disk: what it cannot take would change the exit code
@@ -108,7 +114,7 @@ def _work(spec: WorkerSpec, writer: PoolWriter) -> None:
     try:
         _Worker(spec, writer, status).run()
     except Exception as error:
-        status.state = "disk_full" if _is_disk_full(error) else "failed"
+        status.state = "disk_full" if is_disk_full(error) else "failed"
         status.message = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
             status.write(folder)
@@ -121,6 +127,7 @@ class _Worker:
         self._folder = Path(spec.pool_dir)
         self._batch_size = spec.batch_size
         self._is_told_to_stop = False
+        self._turns = Turns(self._folder) if spec.takes_turns else None
         self._throttle = Throttle(
             self._folder,
             high_water=spec.high_water,
@@ -147,6 +154,7 @@ class _Worker:
             if not (batch := agenda.take(self._batch_size)):
                 time.sleep(_POLL_S)
                 continue
+            check_room(self._folder, self._spec.min_free_bytes)
             started = time.monotonic()
             demand = Demand.read(self._folder)
             requests = [self._planner.request(index, demand) for index in batch]
@@ -174,13 +182,14 @@ class _Worker:
         while requests:
             part = requests[: self._batch_size]
             try:
-                results = self._synthesizer.synthesize(part)
+                with self._turns.turn() if self._turns else contextlib.nullcontext():
+                    results = self._synthesizer.synthesize(part)
             except Exception as error:
-                if not _is_out_of_memory(error) or len(part) == 1:
+                if not is_out_of_memory(error) or len(part) == 1:
                     raise
                 self._batch_size = max(1, len(part) // 2)
                 logger.warning("out of device memory, the batch shrinks to %d requests", self._batch_size)
-                _free_device_memory()
+                free_device_memory()
                 continue
             requests = requests[len(part) :]
             yield from results
@@ -267,18 +276,3 @@ def fill_device(config: Any, device: str) -> Any:
 def log_path(pool_dir: str | Path, writer_name: str) -> Path:
     """Return where a worker's output goes."""
     return Path(pool_dir) / f"worker-{writer_name}.log"
-
-
-def _is_disk_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _free_device_memory() -> None:
-    torch = sys.modules["torch"]  # there, since the error was one of its own
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,6 +1,7 @@
 """Logs what the generators do and what fills the batches, and says loudly when a generator dies."""
 
 import time
+from datetime import timedelta
 from typing import Annotated, Any
 
 import lightning as L
@@ -35,8 +36,7 @@ class SynthesisMonitor(L.Callback):
         data = trainer.datamodule
         if not isinstance(data, MixedDataModule):
             return
-        for message in data.take_messages():
-            self._alert(trainer, message)
+        self._alert(trainer, data)
         if trainer.global_step % self._every_n_steps == 0:
             pl_module.log_dict(self.figures(data), rank_zero_only=True, batch_size=1)
 
@@ -44,18 +44,31 @@ class SynthesisMonitor(L.Callback):
         """Return the figures of this moment, by the name under which they are logged."""
         figures = slot_figures(data.counts)
         if data.report is not None:
-            figures |= generator_figures(data.report)
+            figures |= generator_figures(data.report) | data.sharing_figures
             elapsed_s = time.monotonic() - (self._started_at or time.monotonic())
             figures["synthesis/images_per_s"] = figures["synthesis/images"] / max(1.0, elapsed_s)
         if data.stream is not None:
             figures["synthesis/pool_samples"] = data.stream.num_samples
         return {name: float(value) for name, value in figures.items()}
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell what happened since the last batch."""
+        if isinstance(trainer.datamodule, MixedDataModule):
+            self._alert(trainer, trainer.datamodule)
+
     @staticmethod
-    def _alert(trainer: L.Trainer, message: str) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.alert(title="mflight generator", text=message)
+    def _alert(trainer: L.Trainer, data: MixedDataModule) -> None:
+        is_final = data.report is not None and data.report.given_up > 0
+        for message in data.take_messages():
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    # wandb leaves out what follows an alert of the same title within this time
+                    logger.experiment.alert(
+                        title="mflight generator",
+                        text=message,
+                        level="ERROR" if is_final else "WARN",
+                        wait_duration=timedelta(milliseconds=1),
+                    )
 
 
 def generator_figures(report: ServiceReport) -> dict[str, float]:
