@@ -1,12 +1,11 @@
 """Keeps the generator processes alive beside a training run, and tells what happens to them. No torch."""
 
-import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, validate_call
 
+from mflight.synthesis.process_start import environment, last_words, thread_settings
 from mflight.synthesis.signals import WorkerStatus
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, log_path, run_worker
 
@@ -219,7 +219,7 @@ class SynthesisService:
             target=run_worker, args=(spec,), name=f"mflight-{spec.writer_name}", daemon=True
         )
         try:
-            with _environment(_thread_settings(spec.num_threads)):
+            with environment(thread_settings(spec.num_threads)):
                 process.start()
         except Exception as error:
             self._note_death(worker, f"could not be started ({type(error).__name__}: {error})")
@@ -242,7 +242,7 @@ class SynthesisService:
         elif exit_code < 0:
             self._note_death(worker, f"was killed by {signal.Signals(-exit_code).name}{said}")
         else:
-            said = said or f", see {log_path(self._folder, worker.spec.writer_name)}"
+            said = said or last_words(log_path(self._folder, worker.spec.writer_name))
             self._note_death(worker, f"ended with code {exit_code}{said}")
 
     def _note_death(self, worker: _Worker, what: str) -> None:
@@ -272,26 +272,6 @@ def _plain(config: Any) -> Mapping[str, Any]:
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise ValueError(f"expected a config with '_target_' (set _recursive_: false), got {config!r:.80}")
     return dict(config)
-
-
-def _thread_settings(num_threads: int) -> dict[str, str]:
-    """Environment that a process needs before torch is imported, so that two processes share the cores."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
-    return {**threads, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _check_water(low_water: int | None, high_water: int | None) -> None:

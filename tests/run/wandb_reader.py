@@ -15,11 +15,15 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class WandbRun:
-    """``history`` is a list of rows by key; ``config`` and ``summary`` hold the last value of each key."""
+    """``history`` is a list of rows by key; ``config`` and ``summary`` hold the last value of each key.
+
+    ``alerts`` holds level and text of each alert.
+    """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    alerts: list[tuple[str, str]] = field(default_factory=list)
 
     def values(self, key: str) -> list[Any]:
         return [row[key] for row in self.history if key in row]
@@ -37,6 +41,8 @@ def read_wandb_run(run_dir: Path) -> WandbRun:
         record = Record.FromString(data)
         run.config |= _items(record.config.update) | _items(record.run.config.update)
         run.summary |= _items(record.summary.update)
+        if record.HasField("alert"):
+            run.alerts.append((record.alert.level, record.alert.text))
         if record.history.item:
             run.history.append(_items(record.history.item))
     return run
