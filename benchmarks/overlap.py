@@ -107,12 +107,23 @@ class Detector:
 
 
 class Generator:
-    """The running service, which can be held still, and how busy it was."""
+    """The running service, which can be held still, and how busy it was when it was not."""
 
     def __init__(self, service: Any):
         self._service = service
-        self.busy_s = self.elapsed_s = 0.0
-        self._seen: tuple[float, float] | None = None
+        self._held_s, self._held_at = 0.0, 0.0
+        self._told_busy_s = -1.0
+        self._reports: list[tuple[float, float]] = []
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time between the first and the last report; a hold falls into a batch, so it counts
+        as busy in the generator's own figures and is taken off both."""
+        if len(self._reports) < 3:
+            raise SystemExit("the generator has hardly reported: take longer blocks or more of them")
+        # the very first was already there when the first block began
+        (first_busy_s, first_s), (last_busy_s, last_s) = self._reports[1], self._reports[-1]
+        return (last_busy_s - first_busy_s) / max(1e-9, last_s - first_s)
 
     def report(self) -> Any:
         """Poll the service; a death spoils the measurement."""
@@ -123,25 +134,20 @@ class Generator:
 
     def look(self) -> None:
         """Note the time whenever the generator has reported, between two steps of an online block."""
-        report = self.report()
-        busy_s = report.total("busy_s")
-        now = time.monotonic()
-        if self._seen is None:
-            self._seen = (busy_s, -1.0)
-        elif busy_s != self._seen[0]:
-            if self._seen[1] >= 0:
-                self.busy_s += busy_s - self._seen[0]
-                self.elapsed_s += now - self._seen[1]
-            self._seen = (busy_s, now)
+        busy_s, now = self.report().total("busy_s"), time.monotonic()
+        if busy_s != self._told_busy_s:
+            self._told_busy_s = busy_s
+            self._reports.append((busy_s - self._held_s, now - self._held_s))
 
     def hold(self) -> None:
         """Let it stand still."""
         self._send(signal.SIGSTOP)
+        self._held_at = time.monotonic()
 
     def go_on(self) -> None:
         """Let it draw on."""
-        self._seen = None
         self._send(signal.SIGCONT)
+        self._held_s += time.monotonic() - self._held_at
 
     @staticmethod
     def _send(number: signal.Signals) -> None:
@@ -230,7 +236,7 @@ def measure(args: argparse.Namespace, overrides: list[str], folder: Path) -> dic
         generator.go_on()
         return figures(args, online, ready, before, generator)
     finally:
-        Generator(service).go_on()
+        Generator(service).go_on()  # one that is held could not be told to stop
         service.stop()
 
 
@@ -246,7 +252,7 @@ def figures(
     return {
         "steps_ratio": statistics.median(ratios),
         "trainer_wait_share": waited_s / sum(online.block_s),
-        "generator_busy_share": generator.busy_s / max(1e-9, generator.elapsed_s),
+        "generator_busy_share": generator.busy_share,
         "fallback_share": fallbacks / max(1, slots),
         "steps_ratio_least": min(ratios),
         "steps_ratio_most": max(ratios),

@@ -135,25 +135,20 @@ class SynthesisService:
         self._folder, self._without_worker = Path(pool_dir), without_worker
         self._max_restarts, self._backoff_s, self._stop_timeout_s = max_restarts, backoff_s, stop_timeout_s
         self._messages: list[str] = []
+        pace = {"batch_size": batch_size, "num_threads": num_threads, "nice": nice}
+        goals = {"max_requests": max_requests, "num_samples": num_samples}
+        water = {"high_water": high_water, "low_water": low_water, "min_free_bytes": min_free_bytes}
+        bounds = {"max_samples": max_samples, "max_bytes": max_bytes}
         template = WorkerSpec(
             pool_dir=str(self._folder),
             writer_name="",
             planner=_plain(planner),
             synthesizer=_plain(synthesizer),
             num_workers=len(devices),
-            batch_size=batch_size,
-            num_threads=num_threads,
-            nice=nice,
-            max_requests=max_requests,
-            num_samples=num_samples,
-            high_water=high_water,
-            low_water=low_water,
-            max_samples=max_samples,
-            max_bytes=max_bytes,
             image_format=image_format,
-            min_free_bytes=min_free_bytes,
             takes_turns=takes_turns,
             capture_output=capture_output,
+            **(pace | goals | water | bounds),
         )
         self._workers = [
             _Worker(replace(template, writer_name=f"w{index}", worker_index=index, device=device))

@@ -22,7 +22,11 @@ from faults import build_world
 pytestmark = pytest.mark.slow
 
 NUM_STEPS, RESUMED_AT, CAP = 8, 3, 2
-EVERY_CHECKPOINT = ["callbacks.last.save_top_k=-1", "callbacks.last.filename='at_{step}'"]
+EVERY_CHECKPOINT = [
+    "callbacks.last.save_top_k=-1",
+    "callbacks.last.filename='at_{step}'",
+    "+callbacks.last.auto_insert_metric_name=false",
+]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +101,7 @@ def test_the_ranks_share_no_sample_and_keep_its_cap(whole):
 
 
 def test_a_resumed_run_goes_on_with_each_ranks_own_place(start, whole):
-    checkpoint = whole.run_dir / "checkpoints" / f"at_step={RESUMED_AT}.ckpt"
+    checkpoint = whole.run_dir / "checkpoints" / f"at_{RESUMED_AT}.ckpt"
     resumed = start("resumed", f"resume_from={checkpoint}")
     assert resumed.wait() == 0, resumed.output
     expected = [[line for line in lines if line["step"] >= RESUMED_AT] for lines in ranks_of(whole)]

@@ -1,6 +1,19 @@
+import fcntl
+import os
 import threading
 
 from mflight.synthesis.turns import Turns
+
+
+def is_free(folder):
+    descriptor = os.open(folder / "device.lock", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def test_the_other_side_has_one_turn_and_the_device_comes_back(tmp_path):
@@ -19,9 +32,9 @@ def test_the_other_side_has_one_turn_and_the_device_comes_back(tmp_path):
     order.append("trained")
     drawing.join()
     assert order == ["trained", "drawn", "trained"]
-    assert not generator._try_to_take()
+    assert not is_free(tmp_path)
     trainer.close()
-    assert generator._try_to_take()
+    assert is_free(tmp_path)
     generator.close()
 
 
@@ -29,6 +42,5 @@ def test_nobody_waits_long_for_a_generator_that_does_not_draw(tmp_path):
     trainer = Turns(tmp_path)
     trainer.take()
     assert trainer.hand_over(patience_s=0.05) >= 0.05
-    other = Turns(tmp_path)
-    assert not other._try_to_take()
+    assert not is_free(tmp_path)
     trainer.close()
