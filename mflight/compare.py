@@ -97,7 +97,9 @@ def draw_plot(file: Path, groups: Sequence[Group], iou_type: str) -> None:
                 axes.errorbar(place, mean, yerr=spread or 0.0, fmt="s", color="tab:blue", capsize=4)
         axes.set_title(name)
         axes.grid(axis="y", alpha=0.3)
-        axes.set_xticks(places, labels, rotation=0 if is_number else 30, ha="center" if is_number else "right")
+        axes.set_xticks(
+            places, labels, rotation=0 if is_number else 30, ha="center" if is_number else "right"
+        )
         axes.margins(x=0.1)
     figure.supxlabel(", ".join(groups[0].settings))
     figure.supylabel(f"{'mask' if iou_type == 'segm' else 'box'} AP, percent")

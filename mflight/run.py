@@ -1,22 +1,25 @@
 """Assembly of a run, in reading order: data, detector, callbacks, loggers, trainer; then fit."""
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mflight.training.checkpoint_io import SafeCheckpointIO
 from mflight.training.console import build_progress_bar, calm_lightning
 from mflight.training.datamodule import MixedDataModule
 from mflight.training.devices import DeviceSplit, split_devices
+from mflight.training.generators import Sharing
 from mflight.training.job_names import name_run
 from mflight.training.loggers import finish_loggers
 from mflight.training.rank_launch import launch_ranks, must_launch_ranks
@@ -47,6 +50,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     if split.synthesis_devices:
         cfg.synthesis.devices = list(split.synthesis_devices)
         cfg.synthesis.num_threads = split.synthesis_threads
+    if split.shares_gpu:
+        _share_device(cfg, split.synthesis_devices[0])
     torch.set_num_threads(split.trainer_threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -65,8 +70,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
         devices=devices,
         callbacks=[*callbacks, build_progress_bar()],
         logger=loggers,
+        plugins=[SafeCheckpointIO()],
     )
     _say(cfg, split, checkpoint)
+    _remember_pool(cfg)
     try:
         for each in loggers:
             each.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
@@ -109,8 +116,18 @@ def _continue_from(cfg: DictConfig) -> Path | None:
     pool = checkpoint.parent.parent / "pool"
     is_own = Path(cfg.paths.pool_dir) == Path(cfg.paths.run_dir) / "pool"  # nobody has named another one
     if is_own and pool.is_dir():
-        cfg.paths.pool_dir = str(pool)
+        cfg.paths.pool_dir = str(pool.resolve())
     return checkpoint
+
+
+@rank_zero_only
+def _remember_pool(cfg: DictConfig) -> None:
+    """Leave a link to a pool that lies elsewhere, so that a run resumed from this one finds it."""
+    link = Path(cfg.paths.run_dir) / "pool"
+    pool = Path(cfg.paths.pool_dir).resolve()
+    if cfg.synthesis.service is not None and pool != link.resolve() and not os.path.lexists(link):
+        with contextlib.suppress(OSError):  # a file system without links
+            link.symlink_to(pool, target_is_directory=True)
 
 
 def _split(cfg: DictConfig) -> DeviceSplit:
@@ -126,6 +143,39 @@ def _split(cfg: DictConfig) -> DeviceSplit:
 
 def _plain(choice: Any) -> Any:
     return OmegaConf.to_container(choice) if OmegaConf.is_config(choice) else choice
+
+
+def _share_device(cfg: DictConfig, device: str) -> None:
+    """Settle how training and drawing share the only GPU, and say what it costs."""
+    sharing = cfg.synthesis.single_gpu
+    if sharing not in get_args(Sharing):
+        raise ValueError(f"synthesis.single_gpu must be one of {get_args(Sharing)}, got {sharing!r}")
+    cfg.synthesis.sharing = sharing
+    with open_dict(cfg.synthesis.service):
+        if sharing == "take_turns":
+            cfg.synthesis.service.takes_turns = True
+        else:
+            cfg.synthesis.service.num_samples = cfg.synthesis.fill_samples
+            cfg.synthesis.service.high_water = None  # nobody uses a sample meanwhile
+    _say_cost(cfg, device)
+
+
+@rank_zero_only
+def _say_cost(cfg: DictConfig, device: str) -> None:
+    if cfg.synthesis.sharing == "take_turns":
+        logger.warning(
+            "one GPU: training and drawing take turns on %s. After every %d steps training waits for one "
+            "batch of drawing, and both models lie in its memory. Else: synthesis.single_gpu=fill_first",
+            device,
+            cfg.synthesis.turn_steps,
+        )
+    else:
+        logger.warning(
+            "one GPU: %d samples are drawn on %s first. Training waits until then, and what is drawn cannot "
+            "follow its progress. Else: synthesis.single_gpu=take_turns",
+            cfg.synthesis.fill_samples,
+            device,
+        )
 
 
 @rank_zero_only

@@ -13,6 +13,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image
 
+from mflight.detection.loss_weights import image_weights, weigh_rows
+
 
 class FullPrecisionAnchors(AnchorGenerator):
     """torchvision's anchors, in float32 whatever the features are.
@@ -43,12 +45,16 @@ class ProposalNetwork(RegionProposalNetwork):
 
     Args:
         ignore_overlap: share of an anchor's area in the image from which it counts as inside, in (0, 1].
+        synthetic_loss_weight: weight of synthetic images in the losses' gradient, >= 0.
         **kwargs: the arguments of torchvision's ``RegionProposalNetwork``.
     """
 
-    def __init__(self, *, ignore_overlap: float = 0.5, **kwargs: object) -> None:
+    def __init__(
+        self, *, ignore_overlap: float = 0.5, synthetic_loss_weight: float = 1.0, **kwargs: object
+    ) -> None:
         super().__init__(**kwargs)
-        self.ignore_overlap = ignore_overlap
+        self.ignore_overlap, self.synthetic_loss_weight = ignore_overlap, synthetic_loss_weight
+        self.image_weights: tuple[float, ...] | None = None
         self.image_sizes: list[tuple[int, int]] = []
 
     def forward(
@@ -66,6 +72,7 @@ class ProposalNetwork(RegionProposalNetwork):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each image the labels of its anchors (1, 0, or -1 for left out) and their boxes."""
         labels, matched_boxes = super().assign_targets_to_anchors(anchors, targets)
+        self.image_weights = image_weights(targets, self.synthetic_loss_weight)
         for image_labels, image_anchors, target, size_hw in zip(
             labels, anchors, targets, self.image_sizes, strict=True
         ):
@@ -85,6 +92,10 @@ class ProposalNetwork(RegionProposalNetwork):
         """Return objectness and box loss; both are 0 where every anchor is left out, not 0 / 0."""
         if all((image_labels < 0).all() for image_labels in labels):
             return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
+        counts = [len(image_labels) for image_labels in labels]
+        objectness, pred_bbox_deltas = (
+            weigh_rows(rows, self.image_weights, counts) for rows in (objectness, pred_bbox_deltas)
+        )
         return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
 
 

@@ -12,7 +12,14 @@ from mflight.functional.mask_scores import cut_ratio, edge_ratio, torn_ratio
 from mflight.functional.masks import label_components
 
 RejectionRule = Literal[
-    "no_component", "too_small", "too_large", "too_many_components", "torn", "cut", "off_edges", "name_too_long"
+    "no_component",
+    "too_small",
+    "too_large",
+    "too_many_components",
+    "torn",
+    "cut",
+    "off_edges",
+    "name_too_long",
 ]
 """The filter's rules; a name that the text encoder cannot hold is never drawn, see ``MosaicSynthesizer``."""
 

@@ -1,12 +1,11 @@
 """Keeps the generator processes alive beside a training run, and tells what happens to them. No torch."""
 
-import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, validate_call
 
+from mflight.synthesis.process_start import environment, last_words, thread_settings
 from mflight.synthesis.restarts import Restarts
 from mflight.synthesis.signals import WorkerStatus
 from mflight.synthesis.throttle import WhenFull, check_marks
@@ -96,6 +96,8 @@ class SynthesisService:
         max_bytes: bound of the pool in bytes.
         when_full: at its bounds the oldest samples are dropped (``evict``), or drawing pauses (``stop``).
         image_format: of the images in the pool.
+        min_free_bytes: room on the pool's disk at which drawing ends, so that training can go on.
+        takes_turns: the trainer works on the same device and hands it over from time to time.
         max_restarts: how often each worker is started again.
         backoff_s: wait before the first restart, in seconds; doubled each time, at most a minute.
         stop_timeout_s: wait for a worker to end its batch at ``stop``, in seconds; then it is killed.
@@ -124,6 +126,8 @@ class SynthesisService:
         max_bytes: PositiveInt | None = None,
         when_full: WhenFull = "stop",
         image_format: Literal["jpeg", "png"] = "jpeg",
+        min_free_bytes: Annotated[int, Field(ge=0)] = 0,
+        takes_turns: bool = False,
         max_restarts: Annotated[int, Field(ge=0)] = 5,
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
         stop_timeout_s: Annotated[float, Field(ge=0.0)] = 10.0,
@@ -133,24 +137,20 @@ class SynthesisService:
         check_marks(low_water, high_water, max_samples, when_full)
         self._folder, self._stop_timeout_s = Path(pool_dir), stop_timeout_s
         self._messages: list[str] = []
+        pace = {"batch_size": batch_size, "num_threads": num_threads, "nice": nice}
+        goals = {"max_requests": max_requests, "num_samples": num_samples}
+        water = {"high_water": high_water, "low_water": low_water, "min_free_bytes": min_free_bytes}
+        bounds = {"max_samples": max_samples, "max_bytes": max_bytes, "when_full": when_full}
         template = WorkerSpec(
             pool_dir=str(self._folder),
             writer_name="",
             planner=_plain(planner),
             synthesizer=_plain(synthesizer),
             num_workers=len(devices),
-            batch_size=batch_size,
-            num_threads=num_threads,
-            nice=nice,
-            max_requests=max_requests,
-            num_samples=num_samples,
-            high_water=high_water,
-            low_water=low_water,
-            max_samples=max_samples,
-            max_bytes=max_bytes,
-            when_full=when_full,
             image_format=image_format,
+            takes_turns=takes_turns,
             capture_output=capture_output,
+            **(pace | goals | water | bounds),
         )
         restarts = {"max_restarts": max_restarts, "backoff_s": backoff_s, "without_worker": without_worker}
         self._workers = [WorkerPlace(spec, **restarts) for spec in _assign(template, devices)]
@@ -214,7 +214,7 @@ class SynthesisService:
             target=self._run, args=(spec,), name=f"mflight-{spec.writer_name}", daemon=True
         )
         try:
-            with _environment(_thread_settings(spec.num_threads)):
+            with environment(thread_settings(spec.num_threads)):
                 process.start()
         except Exception as error:
             self._note_death(worker, f"could not be started ({type(error).__name__}: {error})")
@@ -234,7 +234,7 @@ class SynthesisService:
         elif exit_code < 0:
             self._note_death(worker, f"was killed by {signal.Signals(-exit_code).name}{said}")
         else:
-            said = said or f", see {log_path(self._folder, worker.spec.writer_name)}"
+            said = said or last_words(log_path(self._folder, worker.spec.writer_name))
             self._note_death(worker, f"ended with code {exit_code}{said}")
 
     def _note_death(self, worker: WorkerPlace, what: str) -> None:
@@ -262,23 +262,3 @@ def _plain(config: Any) -> Mapping[str, Any]:
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise ValueError(f"expected a config with '_target_' (set _recursive_: false), got {config!r:.80}")
     return dict(config)
-
-
-def _thread_settings(num_threads: int) -> dict[str, str]:
-    """Environment that a process needs before torch is imported, so that two processes share the cores."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
-    return {**threads, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,9 +1,12 @@
 """Drawing in batches that shrink to what the device's memory holds. No torch of its own."""
 
+import contextlib
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from mflight.synthesis.shortages import free_device_memory, is_out_of_memory
+from mflight.synthesis.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -14,10 +17,11 @@ class ShrinkingBatches:
     Args:
         synthesizer: draws a batch.
         batch_size: requests drawn at once at first.
+        turns: of a device that is shared with the trainer; each batch waits for one.
     """
 
-    def __init__(self, synthesizer: Any, batch_size: int):
-        self._synthesizer, self.batch_size = synthesizer, batch_size
+    def __init__(self, synthesizer: Any, batch_size: int, *, turns: Turns | None = None):
+        self._synthesizer, self.batch_size, self._turns = synthesizer, batch_size, turns
 
     def draw(self, requests: Sequence[Any]) -> Iterator[Any]:
         """Yield the results of the requests in order.
@@ -34,24 +38,14 @@ class ShrinkingBatches:
         while requests:
             part = requests[: self.batch_size]
             try:
-                results = self._synthesizer.synthesize(part)
+                with self._turns.turn() if self._turns else contextlib.nullcontext():
+                    results = self._synthesizer.synthesize(part)
             except Exception as error:
-                if not _is_out_of_memory(error) or len(part) == 1:
+                if not is_out_of_memory(error) or len(part) == 1:
                     raise
                 self.batch_size = max(1, len(part) // 2)
                 logger.warning("out of device memory, the batch shrinks to %d requests", self.batch_size)
-                _free_device_memory()
+                free_device_memory()
                 continue
             requests = requests[len(part) :]
             yield from results
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _free_device_memory() -> None:
-    torch = sys.modules["torch"]  # there, since the error was one of its own
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

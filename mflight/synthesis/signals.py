@@ -83,6 +83,20 @@ def forget_consumption(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def mark_generating(folder: Path, is_generating: bool) -> None:
+    """Tell the training ranks that look after no generator whether samples may still come."""
+    mark = folder / "generating.json"
+    if is_generating:
+        write_json(mark, {"pid": os.getpid()})
+    else:
+        mark.unlink(missing_ok=True)  # a full disk takes this as well
+
+
+def is_generating(folder: Path) -> bool:
+    """Return whether the rank that looks after the generators still expects samples."""
+    return (folder / "generating.json").exists()
+
+
 @dataclass
 class WorkerStatus:
     """Where one generator worker stands; counts go on over its restarts, seconds too.

@@ -20,9 +20,11 @@ from typing import Any, Literal
 from mflight.synthesis.agenda import Agenda
 from mflight.synthesis.eviction import bounded_shard
 from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.shortages import check_room, is_disk_full
 from mflight.synthesis.shrinking_batches import ShrinkingBatches
 from mflight.synthesis.signals import Demand, WorkerStatus
 from mflight.synthesis.throttle import Throttle, WhenFull
+from mflight.synthesis.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class WorkerSpec:
         max_bytes: bound of the pool in bytes.
         when_full: at its bounds the oldest samples are dropped (``evict``), or drawing pauses (``stop``).
         image_format: of the images in the pool.
+        min_free_bytes: drawing ends, as on a full disk, when the pool's disk has less room than this.
+        takes_turns: the trainer works on the same device; draw only while holding it.
         parent_pid: the worker ends when this is not its parent any more; 0 does not look.
         capture_output: write standard output and error to ``worker-<writer>.log`` in the pool folder.
     """
@@ -77,6 +81,8 @@ class WorkerSpec:
     max_bytes: int | None = None
     when_full: WhenFull = "stop"
     image_format: Literal["jpeg", "png"] = "jpeg"
+    min_free_bytes: int = 0
+    takes_turns: bool = False
     parent_pid: int = 0
     capture_output: bool = True
 
@@ -102,7 +108,7 @@ def run_writer(spec: WorkerSpec, build: Callable[[WorkerSpec, PoolWriter, Worker
         with PoolWriter(spec.pool_dir, spec.writer_name, image_format=spec.image_format, **shard) as writer:
             _work(spec, writer, build)
     except Exception as error:
-        if _is_disk_full(error):
+        if is_disk_full(error):
             if (
                 spec.capture_output
             ):  # the log lies on that disk: what it cannot take would change the exit code
@@ -120,7 +126,7 @@ def _work(spec: WorkerSpec, writer: PoolWriter, build: Callable) -> None:
     try:
         build(spec, writer, status).run()
     except Exception as error:
-        status.state = "disk_full" if _is_disk_full(error) else "failed"
+        status.state = "disk_full" if is_disk_full(error) else "failed"
         status.message = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
             status.write(folder)
@@ -132,6 +138,7 @@ class _Worker:
         self._spec, self._writer, self._status = spec, writer, status
         self._folder = Path(spec.pool_dir)
         self._is_told_to_stop = False
+        self._turns = Turns(self._folder) if spec.takes_turns else None
         self._throttle = Throttle(
             self._folder,
             high_water=spec.high_water,
@@ -143,7 +150,7 @@ class _Worker:
         self._batches = ShrinkingBatches(None, spec.batch_size)
         self._publish("loading")
         self._planner, synthesizer = _build(spec)
-        self._batches = ShrinkingBatches(synthesizer, spec.batch_size)
+        self._batches = ShrinkingBatches(synthesizer, spec.batch_size, turns=self._turns)
         with contextlib.suppress(ValueError):  # in a thread of a test or notebook there is no signal to take
             signal.signal(signal.SIGTERM, self._stop)
 
@@ -162,6 +169,7 @@ class _Worker:
             if not (batch := agenda.take(self._batches.batch_size)):
                 time.sleep(_POLL_S)
                 continue
+            check_room(self._folder, self._spec.min_free_bytes)
             started = time.monotonic()
             demand = Demand.read(self._folder)
             requests = [self._planner.request(index, demand) for index in batch]
@@ -264,7 +272,3 @@ def fill_device(config: Any, device: str) -> Any:
 def log_path(pool_dir: str | Path, writer_name: str) -> Path:
     """Return where a worker's output goes."""
     return Path(pool_dir) / f"worker-{writer_name}.log"
-
-
-def _is_disk_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

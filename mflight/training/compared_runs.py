@@ -136,7 +136,9 @@ def _read_run(folder: Path) -> ComparedRun:
 def _leaves(node: Mapping[str, Any], place: str = "") -> dict[str, str]:
     leaves = {}
     for key, value in node.items():
-        leaves |= _leaves(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": str(value)}
+        leaves |= (
+            _leaves(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": str(value)}
+        )
     return leaves
 
 

@@ -1,6 +1,5 @@
 """Real LVIS-format images mixed with the synthetic ones of a pool, as a LightningDataModule."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +24,7 @@ from mflight.data.target import Target
 from mflight.data.transforms import EvalTransform, TrainTransform
 from mflight.synthesis.service import ServiceReport, SynthesisService
 from mflight.synthesis.stream import PoolStream
+from mflight.training.generators import Generators, Sharing
 from mflight.training.rank_batches import RankBatches, rank_and_world_size
 
 
@@ -59,6 +59,9 @@ class MixedDataModule(L.LightningDataModule):
         wait: wait for a sample where none is ready.
         service_poll_s: time between two looks at the generators, in seconds.
         num_classes: how many the annotations must list; ``None``: any number.
+        sharing: how training and generators share one device: the generators fill the pool first, or both
+            take turns; ``None`` if each side has its own.
+        turn_steps: training steps between two turns of the generators.
         seed: of sampling and augmentation.
 
     Raises:
@@ -93,6 +96,8 @@ class MixedDataModule(L.LightningDataModule):
         wait: bool = False,
         service_poll_s: Annotated[float, Field(gt=0.0)] = 1.0,
         num_classes: Annotated[int, Field(ge=1)] | None = None,
+        sharing: Sharing | None = None,
+        turn_steps: Annotated[int, Field(ge=1)] = 16,
         seed: int = 0,
     ):
         super().__init__()
@@ -114,16 +119,14 @@ class MixedDataModule(L.LightningDataModule):
         self._sampling = {"sampling": sampling, "repeat_threshold": repeat_threshold}
         self._synthetic_ratio, self._warmup_steps, self._wait = synthetic_ratio, warmup_steps, wait
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
+        self._sharing, self._turn_steps = sharing, turn_steps
         self._downscale, self._seed = downscale, seed
         self._copy_paste, self._build_paste, self._num_classes = copy_paste, paste, num_classes
         self.stream: PoolStream | None = None
         self._batches: MixedBatches | None = None
         self._val: LVISDataset | None = None
         self._train_categories: Categories | None = None
-        self._service: SynthesisService | None = None
-        self._polled_at = 0.0
-        self._report: ServiceReport | None = None
-        self.all_messages: list[str] = []
+        self._generators: Generators | None = None
         self._num_taken = 0
 
     @property
@@ -144,7 +147,19 @@ class MixedDataModule(L.LightningDataModule):
     @property
     def report(self) -> ServiceReport | None:
         """Where the generators stood at the last look; ``None`` where none run here."""
-        return self._report
+        return self._generators.report if self._generators else None
+
+    @property
+    def all_messages(self) -> list[str]:
+        """What has happened to the generators since the run began."""
+        return self._generators.messages if self._generators else []
+
+    @property
+    def sharing_figures(self) -> dict[str, float]:
+        """What it cost the training to share one device with the generators; empty where each has its own."""
+        if self._generators is None or self._sharing is None:
+            return {}
+        return {"synthesis/fill_s": self._generators.fill_s, "synthesis/turns_s": self._generators.turns_s}
 
     def take_messages(self) -> list[str]:
         """Return what has happened to the generators since the last call."""
@@ -174,10 +189,17 @@ class MixedDataModule(L.LightningDataModule):
         rank, world_size = rank_and_world_size()
         if self._batches is None:
             self._batches = self._mix(rank, world_size)
-        if self._build_service is not None and self._service is None and rank == 0:
-            self._service = self._build_service()
-            self._service.start()
-            self._poll()
+        if self._build_service is not None and self._generators is None:
+            self._generators = Generators(
+                build_service=self._build_service,
+                pool_dir=self.stream.folder if self.stream else None,
+                rank=rank,
+                poll_s=self._service_poll_s,
+                sharing=self._sharing,
+                turn_steps=self._turn_steps,
+            )
+        if self._generators is not None:
+            self._generators.start()
 
     def train_dataloader(self) -> RankBatches:
         """Return the batches of this rank; a checkpoint keeps the place of each rank in them."""
@@ -194,21 +216,16 @@ class MixedDataModule(L.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look after the generators between two batches, and leave the batch to the module's own hook."""
-        self._look_after_generators()
+        """Hand a shared device over between two batches, and leave the batch to the module's own hook."""
+        if self._generators is not None and self.trainer.training:
+            self._generators.count_batch()
         module = self.trainer.lightning_module
         return module.on_before_batch_transfer(batch, dataloader_idx)
 
     def teardown(self, stage: str) -> None:
         """Stop the generators."""
-        if stage != "fit" or self._service is None:
-            return
-        try:
-            self._poll()
-        finally:
-            self._service.stop()
-        self._poll()  # what was drawn until now counts
-        self._service = None
+        if stage == "fit" and self._generators is not None:
+            self._generators.stop()
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop the generators when training ends by an error."""
@@ -242,7 +259,7 @@ class MixedDataModule(L.LightningDataModule):
             transforms=self._synthetic_transform(),
             paste=self._build_paste and self._build_paste(scales=ClassScales.measure(train.annotations)),
             wait=self._wait,
-            while_waiting=self._look_after_generators,
+            while_waiting=self._may_wait,
             num_workers=self._num_workers,
             rank=rank,
             seed=self._seed,
@@ -281,17 +298,14 @@ class MixedDataModule(L.LightningDataModule):
             )
         return self._val
 
-    def _look_after_generators(self) -> bool:
-        """Look after them from time to time; return whether more samples may come."""
-        if self._service is not None and time.monotonic() - self._polled_at > self._service_poll_s:
-            self._poll()
-        is_told_to_stop = self.trainer is not None and self.trainer.received_sigterm
-        return not is_told_to_stop and (self._report is None or not self._report.is_over)
-
-    def _poll(self) -> None:
-        self._polled_at = time.monotonic()
-        self._report = self._service.poll()
-        self.all_messages.extend(self._report.messages)
+    def _may_wait(self) -> bool:
+        """Return whether to go on waiting for a sample."""
+        if self.trainer is not None and self.trainer.received_sigterm:
+            return False
+        if self._generators is None:
+            return True
+        self._generators.wait_for_sample()
+        return self._generators.more_may_come()
 
 
 def _to_lists(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:

@@ -1,5 +1,6 @@
 """Which devices and cores train, and which draw."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ class DeviceSplit:
         synthesis_devices: torch names of the generators' devices; empty without synthesis.
         trainer_threads: CPU threads of each rank.
         synthesis_threads: CPU threads of each generator.
+        shares_gpu: whether both sides work on the host's only GPU.
     """
 
     accelerator: Literal["gpu", "cpu"]
@@ -24,6 +26,7 @@ class DeviceSplit:
     synthesis_devices: tuple[str, ...]
     trainer_threads: int
     synthesis_threads: int
+    shares_gpu: bool = False
 
 
 def split_devices(
@@ -39,7 +42,7 @@ def split_devices(
 
     With ``auto`` the trainer takes the most GPUs whose number divides the global batch, of those that are not
     named for drawing, and leaves at least one to draw; the generators take what is left. With one GPU both
-    sides share it. Without a GPU both run on the CPU and halve its cores.
+    sides share it: how, is for the caller to say. Without a GPU both run on the CPU and halve its cores.
 
     Args:
         num_gpus: GPUs of this host.
@@ -53,8 +56,9 @@ def split_devices(
         the split.
 
     Raises:
-        ValueError: if a GPU is named that is not there, if both sides name the same one of several, or if the
-            trainer's number is below 1 or does not divide the global batch.
+        ValueError: if a GPU is named that is not there, if a device to draw on is neither a GPU nor the CPU
+            or is a GPU that comes twice, if both sides name the same one of several GPUs, or if the trainer's
+            number is below 1 or does not divide the global batch.
     """
     named = () if synthesis_devices == "auto" or not needs_synthesis else tuple(synthesis_devices)
     if trainer_devices == "auto":
@@ -73,7 +77,8 @@ def split_devices(
         _check_apart(drawing, trainer, num_gpus)
     processes = num_ranks + len(drawing)
     threads = max(1, num_cores // processes)
-    return DeviceSplit("gpu" if num_gpus else "cpu", trainer, drawing, threads, threads)
+    shares = not isinstance(trainer, int) and any(_gpu_number(device) in trainer for device in drawing)
+    return DeviceSplit("gpu" if num_gpus else "cpu", trainer, drawing, threads, threads, shares)
 
 
 def _choose_trainer_devices(
@@ -104,19 +109,23 @@ def _choose_synthesis_devices(num_gpus: int, trainer: tuple[int, ...] | int) -> 
 
 
 def _gpu_number(device: str) -> int | None:
-    """Return the number in a torch name such as ``cuda:1``; ``None`` for a device that is no GPU."""
-    kind, _, number = device.partition(":")
-    return int(number or 0) if kind == "cuda" else None
+    """Return the number in a torch name such as ``cuda:1``; ``None`` for the CPU."""
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if found is None:
+        raise ValueError(f"synthesis.devices must be named 'cuda:0', 'cuda:1', ... or 'cpu', got {device!r}")
+    return None if device == "cpu" else int(found[1] or 0)
 
 
 def _check_apart(drawing: tuple[str, ...], trainer: tuple[int, ...] | int, num_gpus: int) -> None:
-    for device in drawing:
-        number = _gpu_number(device)
-        if number is None:
-            continue
+    numbers = [number for number in map(_gpu_number, drawing) if number is not None]
+    for number in numbers:
         if number >= num_gpus:
             raise ValueError(
-                f"synthesis.devices must name GPUs of this host, which has {num_gpus}, got {device}"
+                f"synthesis.devices must name GPUs of this host, which has {num_gpus}, got cuda:{number}"
             )
+        if numbers.count(number) > 1:
+            raise ValueError(f"synthesis.devices must name a GPU once, cuda:{number} comes twice")
         if not isinstance(trainer, int) and number in trainer and num_gpus > 1:
-            raise ValueError(f"synthesis.devices and trainer.devices may not share a GPU, both have {device}")
+            raise ValueError(
+                f"synthesis.devices and trainer.devices may not share a GPU, both have cuda:{number}"
+            )

@@ -38,6 +38,7 @@ def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None =
         **figures,
         **(slot_figures(data.counts) if has_slots else {}),
         **(generator_figures(data.report) if has_slots and data.report else {}),
+        **(data.sharing_figures if has_slots else {}),
         "messages": messages,
     }
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def _synthesis_lines(data: MixedDataModule) -> str:
     if report is None:
         return line
     regions, rejected = report.total("regions"), sum(report.total_by_name("rejected").values())
+    if sharing := data.sharing_figures:
+        line += f"\none device for both: training waited {sum(sharing.values()):.0f} s for the generator"
     return (
         f"{line}\ngenerated: {report.total('accepted'):.0f} images accepted, "
         f"{report.total('dropped'):.0f} dropped; "

@@ -50,6 +50,7 @@ def test_generator_that_does_not_come_back_leaves_real_images(jobs):
     (message,) = job.results["messages"]
     assert "generator w0 was killed by SIGKILL; it is given up after 1 deaths" in message
     assert "training goes on" in message and message in job.output
+    assert read_wandb_run(job.run_dir).alerts == [("ERROR", message)]
     assert job.results["synthesis/generators_alive"] == 0
     assert job.results["synthesis/fallback"] == 8 - job.results["synthesis/fresh"] > 0
     assert job.results["steps"] == 8

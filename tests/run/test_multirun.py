@@ -107,7 +107,10 @@ def test_compare_tells_mean_and_spread_of_two_ratios_over_two_seeds(sweeps, caps
     printed = capsys.readouterr().out
     with (sweeps["grid"].run_dir / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["synthesis.synthetic_ratio"], row["seeds"]) for row in rows] == [("0", "0 1"), ("0.5", "0 1")]
+    assert [(row["synthesis.synthetic_ratio"], row["seeds"]) for row in rows] == [
+        ("0", "0 1"),
+        ("0.5", "0 1"),
+    ]
     for row, own in zip(rows, (folders[:2], folders[2:]), strict=True):
         for figure in ("AP", "APr", "APc", "APf"):
             values = [json.loads((f / "results.json").read_text())[f"val/segm/{figure}"] for f in own]

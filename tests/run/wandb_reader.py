@@ -18,6 +18,7 @@ class WandbRun:
     """``history`` is a list of rows by key; ``config`` and ``summary`` hold the last value of each key.
 
     ``name``, ``group`` and ``sweep_id`` are ``None`` where the run has none.
+    ``alerts`` holds level and text of each alert.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -26,6 +27,7 @@ class WandbRun:
     name: str | None = None
     group: str | None = None
     sweep_id: str | None = None
+    alerts: list[tuple[str, str]] = field(default_factory=list)
 
     def values(self, key: str) -> list[Any]:
         return [row[key] for row in self.history if key in row]
@@ -46,6 +48,8 @@ def read_wandb_run(run_dir: Path) -> WandbRun:
         run.name = record.run.display_name or run.name
         run.group = record.run.run_group or run.group
         run.sweep_id = record.run.sweep_id or run.sweep_id
+        if record.HasField("alert"):
+            run.alerts.append((record.alert.level, record.alert.text))
         if record.history.item:
             run.history.append(_items(record.history.item))
     return run

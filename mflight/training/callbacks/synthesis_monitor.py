@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import astuple, fields
+from datetime import timedelta
 from typing import Annotated, Any
 
 import lightning as L
@@ -49,8 +50,7 @@ class SynthesisMonitor(L.Callback):
         data = trainer.datamodule
         if not isinstance(data, MixedDataModule):
             return
-        for message in data.take_messages():
-            self._alert(trainer, message)
+        self._alert(trainer, data)
         self._note_ages(data, batch, trainer.global_step)
         if trainer.global_step % self._every_n_steps == 0:
             figures = self.figures(data, pl_module.device)
@@ -69,11 +69,16 @@ class SynthesisMonitor(L.Callback):
         counts, used = self._over_ranks(data, device)
         figures = slot_figures(counts) | used
         if data.report is not None:
-            figures |= generator_figures(data.report)
+            figures |= generator_figures(data.report) | data.sharing_figures
             elapsed_s = time.monotonic() - (self._started_at or time.monotonic())
             num_drawn = figures["synthesis/images"] - self._num_before
             figures["synthesis/images_per_s"] = num_drawn / max(1.0, elapsed_s)
         return {name: float(value) for name, value in figures.items()}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell what happened since the last batch."""
+        if isinstance(trainer.datamodule, MixedDataModule):
+            self._alert(trainer, trainer.datamodule)
 
     def _note_ages(self, data: MixedDataModule, batch: Any, step: int) -> None:
         if data.stream is None or not isinstance(batch, list | tuple) or len(batch) != 2:
@@ -104,10 +109,18 @@ class SynthesisMonitor(L.Callback):
         return counts, figures | ({"synthesis/age_steps": age_steps / num_aged} if num_aged else {})
 
     @staticmethod
-    def _alert(trainer: L.Trainer, message: str) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.alert(title="mflight generator", text=message)
+    def _alert(trainer: L.Trainer, data: MixedDataModule) -> None:
+        is_final = data.report is not None and data.report.given_up > 0
+        for message in data.take_messages():
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    # wandb leaves out what follows an alert of the same title within this time
+                    logger.experiment.alert(
+                        title="mflight generator",
+                        text=message,
+                        level="ERROR" if is_final else "WARN",
+                        wait_duration=timedelta(milliseconds=1),
+                    )
 
 
 def generator_figures(report: ServiceReport) -> dict[str, float]:

@@ -136,6 +136,26 @@ def test_synthetic_images_are_made_smaller_and_real_ones_are_not(tmp_path, build
     assert max(sides[True]) <= 16 < 48 < min(sides[False])  # they are cut to 64 px before
 
 
+def test_two_replays_of_a_pool_with_one_seed_are_equal(tmp_path, build_datamodule):
+    with PoolWriter(tmp_path / "pool", "w0") as writer:
+        for index in range(3):
+            writer.append(make_sample(index, size_px=64), index=index)
+
+    def replay(name, seed):
+        datamodule = build_datamodule(
+            synthetic_ratio=0.5,
+            stream=functools.partial(PoolStream, pool_dir=tmp_path / "pool", max_reuse=2, seed=seed),
+            seed=seed,
+        )
+        module, _ = fit(tmp_path / name, datamodule, 7)
+        assert (datamodule.counts.fresh, datamodule.counts.reused, datamodule.counts.fallback) == (3, 3, 1)
+        return module
+
+    first, second, other = replay("first", 4), replay("second", 4), replay("other", 5)
+    assert first.batches == second.batches != other.batches
+    torch.testing.assert_close(first.layer.weight, second.layer.weight, rtol=0, atol=0)
+
+
 def test_the_generators_stop_when_training_fails(tmp_path, build_datamodule):
     pool = tmp_path / "pool"
     datamodule = build_datamodule(

@@ -29,6 +29,16 @@ def test_the_trainers_divide_the_batch_and_leave_some_to_draw(num_gpus, trainer,
     assert outcome.accelerator == ("gpu" if num_gpus else "cpu")
 
 
+@pytest.mark.parametrize("num_gpus", range(9))
+def test_only_a_single_gpu_is_shared(num_gpus):
+    outcome = split(num_gpus)
+    assert outcome.shares_gpu == (num_gpus == 1)
+    assert not split(num_gpus, synthesis=False).shares_gpu
+    if num_gpus > 1:
+        drawing = {int(name.removeprefix("cuda:")) for name in outcome.synthesis_devices}
+        assert drawing.isdisjoint(outcome.trainer_devices)
+
+
 @pytest.mark.parametrize(("num_gpus", "num_trainers"), [(1, 1), (2, 2), (3, 2), (7, 4), (8, 8)])
 def test_without_synthesis_all_that_divide_the_batch_train(num_gpus, num_trainers):
     outcome = split(num_gpus, synthesis=False)
@@ -68,6 +78,8 @@ def test_two_processes_on_a_cpu_halve_the_cores():
         ({"synthesis_devices": ["cuda:9"]}, "which has 4, got cuda:9"),
         ({"trainer_devices": [0, 1], "synthesis_devices": ["cuda:1"]}, "both have cuda:1"),
         ({"trainer_devices": 4}, "both have cuda:0"),
+        ({"synthesis_devices": ["gpu:1"]}, "'cuda:0', 'cuda:1', ... or 'cpu', got 'gpu:1'"),
+        ({"synthesis_devices": ["cuda:1", "cuda:1"], "trainer_devices": [0]}, "cuda:1 comes twice"),
     ],
 )
 def test_impossible_splits_are_told_with_their_values(choices, message):
