@@ -81,11 +81,6 @@ class PoolStream(IterableDataset):
             forget_consumption(self._reader.folder)
 
     @property
-    def folder(self) -> Path:
-        """The pool folder."""
-        return self._reader.folder
-
-    @property
     def num_samples(self) -> int:
         """How many samples of this rank the pool holds, as far as it has been looked at."""
         return len(self._queue)
