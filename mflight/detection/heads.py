@@ -1,41 +1,24 @@
 """What Mask R-CNN does with each region of interest: classify it, move its box, draw its mask.
 
-torchvision's ``RoIHeads`` with two switches. Per-class masks of 1203 classes cost 461 MB an image in
-training (128 regions x 1204 x 28 x 28 float32); one mask a region costs 0.4 MB. With one box and one mask a
-region, the detections of several classes on the same region also share the work of the mask branch.
+torchvision's ``RoIHeads`` with two switches and a choice of the classification loss. With one box and one
+mask a region, the detections of several classes on the same region share the work of the mask branch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
+from mflight.detection.losses import ClassificationLoss
 from mflight.detection.proposals import is_ignored
 
 _SMOOTH_L1_BETA = 1 / 9  # as in torchvision's fastrcnn_loss
 _MIN_BOX_SIDE_PX = 1e-2
-
-
-class BoxPredictor(nn.Module):
-    """Class logits and box offsets of pooled features; keys as in torchvision's ``FastRCNNPredictor``.
-
-    Args:
-        in_channels: length of a feature vector.
-        num_logits: classes with the background.
-        num_boxes: boxes a region: 1 when all classes share it, else ``num_logits``.
-    """
-
-    def __init__(self, in_channels: int, num_logits: int, num_boxes: int) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(in_channels, num_logits)
-        self.bbox_pred = nn.Linear(in_channels, num_boxes * 4)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [R, num_logits] and offsets [R, num_boxes * 4] of float32[R, in_channels]."""
-        return self.cls_score(features), self.bbox_pred(features)
+_MASKS_AT_ONCE = 16  # ground truth masks that are float32 at one time
+_CANDIDATES_PER_DETECTION = 16
 
 
 class InstanceHeads(RoIHeads):
@@ -51,7 +34,7 @@ class InstanceHeads(RoIHeads):
     Args:
         class_agnostic_boxes: one box a region, for all classes.
         class_agnostic_masks: one mask a region, for all classes.
-        classification_loss: ``(logits [R, C + 1], labels int64[R]) -> scalar``.
+        classification_loss: of the regions; it also turns their logits into scores.
         ignore_overlap: share of a proposal's own area from which it counts as inside, in (0, 1].
         **kwargs: the arguments of torchvision's ``RoIHeads``.
     """
@@ -61,7 +44,7 @@ class InstanceHeads(RoIHeads):
         *,
         class_agnostic_boxes: bool,
         class_agnostic_masks: bool,
-        classification_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        classification_loss: ClassificationLoss,
         ignore_overlap: float = 0.5,
         **kwargs: object,
     ) -> None:
@@ -117,10 +100,13 @@ class InstanceHeads(RoIHeads):
         # only the regions on an object have a mask to learn
         mask_proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
         mask_matched = [index[keep] for index, keep in zip(matched, positive, strict=True)]
-        mask_logits = self._mask_branch(features, mask_proposals, image_shapes)
-        is_empty = not len(all_labels)  # all proposals left out: a mean over none would be 0 / 0
+        mask_channels = [
+            self._mask_channel(target["labels"])[index]
+            for target, index in zip(targets, mask_matched, strict=True)
+        ]
+        mask_logits = self._mask_branch(features, mask_proposals, mask_channels, image_shapes)
         return {
-            "loss_classifier": logits.sum() * 0 if is_empty else self.classification_loss(logits, all_labels),
+            "loss_classifier": self.classification_loss(logits, all_labels),
             "loss_box_reg": self._box_loss(box_regression, torch.cat(offsets), all_labels),
             "loss_mask": self._mask_loss(mask_logits, mask_proposals, mask_matched, targets),
         }
@@ -140,22 +126,14 @@ class InstanceHeads(RoIHeads):
         matched: list[Tensor],
         targets: Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
-        """Binary cross entropy of the mask of each region on an object, against its instance cut to it.
-
-        torchvision's own cuts half a pixel off the mark (``roi_align`` with ``aligned=False``), which its way
-        of pasting partly makes up for; here both are exact.
-        """
+        """Binary cross entropy of the mask of each region on an object, against its instance cut to it."""
         if not len(mask_logits):
             return mask_logits.sum() * 0
-        side = mask_logits.shape[-1]
-        wanted, channel = [], []
-        for boxes, index, target in zip(proposals, matched, targets, strict=True):
-            rois = torch.cat([index[:, None].to(boxes), boxes], dim=1)  # [R+, 5]: the "image" is the instance
-            masks = target["masks"][:, None].to(boxes)
-            wanted.append(roi_align(masks, rois, (side, side), aligned=True)[:, 0])
-            channel.append(self._mask_channel(target["labels"])[index])
-        logits = mask_logits[torch.arange(len(mask_logits), device=mask_logits.device), torch.cat(channel)]
-        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted))
+        wanted = [
+            _cut_masks(target["masks"], index, boxes, mask_logits.shape[-1])
+            for boxes, index, target in zip(proposals, matched, targets, strict=True)
+        ]
+        return F.binary_cross_entropy_with_logits(mask_logits, torch.cat(wanted))
 
     def _predictions(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -165,7 +143,7 @@ class InstanceHeads(RoIHeads):
         all_boxes = self.box_coder.decode(box_regression, proposals).split(
             counts
         )  # [R, 1 or C + 1, 4] an image
-        all_scores = F.softmax(logits, dim=-1).split(counts)
+        all_scores = self.classification_loss.scores(logits).split(counts)
         found = [self._select(*image) for image in zip(all_boxes, all_scores, image_shapes, strict=True)]
 
         # detections of one region that share its box and its mask differ in class only: draw that mask once
@@ -175,9 +153,11 @@ class InstanceHeads(RoIHeads):
             for _, region in found
         ]
         mask_boxes = [p["boxes"][first] for (p, _), (first, _) in zip(found, drawn, strict=True)]
-        mask_labels = [p["labels"][first] for (p, _), (first, _) in zip(found, drawn, strict=True)]
-        mask_logits = self._mask_branch(features, mask_boxes, image_shapes)
-        roi_masks = maskrcnn_inference(mask_logits, [self._mask_channel(labels) for labels in mask_labels])
+        mask_channels = [
+            self._mask_channel(p["labels"][first]) for (p, _), (first, _) in zip(found, drawn, strict=True)
+        ]
+        mask_logits = self._mask_branch(features, mask_boxes, mask_channels, image_shapes)
+        roi_masks = mask_logits.sigmoid()[:, None].split([len(boxes) for boxes in mask_boxes])
         for (prediction, _), (_, index), masks in zip(found, drawn, roi_masks, strict=True):
             prediction["roi_masks"] = masks[index]
         return [prediction for prediction, _ in found]
@@ -185,15 +165,14 @@ class InstanceHeads(RoIHeads):
     def _select(
         self, boxes: Tensor, scores: Tensor, image_shape: tuple[int, int]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Turn ``boxes`` [R, 1 or C + 1, 4], ``scores`` [R, C + 1] into detections and their regions."""
-        region, label = torch.where(scores[:, 1:] > self.score_thresh)
-        label = label + 1
-        score = scores[region, label]
+        """Turn ``boxes`` [R, 1 or C + 1, 4], ``scores`` [R, C] into detections and their regions."""
+        region, column = torch.where(scores > self.score_thresh)
+        score, label = scores[region, column], column + 1
         box = boxes[region, torch.zeros_like(label) if self.class_agnostic_boxes else label]
         box = clip_boxes_to_image(box, image_shape)
         large = ((box[:, 2:] - box[:, :2]) >= _MIN_BOX_SIDE_PX).all(dim=1)
         box, score, label, region = box[large], score[large], label[large], region[large]
-        keep = batched_nms(box, score, label, self.nms_thresh)[: self.detections_per_img]
+        keep = best_after_nms(box, score, label, self.nms_thresh, self.detections_per_img)
         return {"boxes": box[keep], "labels": label[keep], "scores": score[keep]}, region[keep]
 
     def _mask_channel(self, labels: Tensor) -> Tensor:
@@ -206,9 +185,58 @@ class InstanceHeads(RoIHeads):
         return logits.float(), offsets.float()  # losses and softmax in full precision under autocast
 
     def _mask_branch(
-        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        channels: list[Tensor],
+        image_shapes: list[tuple[int, int]],
     ) -> Tensor:
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))).float()
+        pooled = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+        return self.mask_predictor(pooled, torch.cat(channels)).float()
+
+
+def best_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, num_kept: int) -> Tensor:
+    """Suppress non-maxima class by class, and stop once enough detections are kept.
+
+    Whether a box is kept depends on those with higher scores only, so the best ``num_kept`` come out of a
+    small share of the candidates: of 1000 regions x 1203 classes at the start of training, of a few thousand
+    where 1.2 million are above the score threshold.
+
+    Args:
+        boxes: float32[N, 4], xyxy px.
+        scores: float32[N].
+        labels: int64[N]; boxes of different labels never suppress each other.
+        threshold: IoU above which the weaker one is dropped.
+        num_kept: detections wanted.
+
+    Returns:
+        int64, at most ``num_kept`` indices by falling score.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    num_looked_at = _CANDIDATES_PER_DETECTION * num_kept
+    while True:
+        head = order[:num_looked_at]
+        kept = head[batched_nms(boxes[head], scores[head], labels[head], threshold)]
+        if len(kept) >= num_kept or num_looked_at >= len(order):
+            return kept[:num_kept]
+        num_looked_at *= 4
+
+
+def _cut_masks(masks: Tensor, index: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Cut the mask of an instance to each box: float32[R, side, side] of uint8[N, H, W], int64[R], [R, 4].
+
+    torchvision's own cuts half a pixel off the mark (``roi_align`` with ``aligned=False``), which its way of
+    pasting partly makes up for; here both are exact. A crowd of instances is taken a few at a time, for as
+    float32 300 masks of 800 x 1333 px are 1.3 GB.
+    """
+    cut = boxes.new_zeros(len(boxes), side, side)
+    for first in range(0, len(masks), _MASKS_AT_ONCE):
+        some = masks[first : first + _MASKS_AT_ONCE, None].to(boxes)
+        within = (index >= first) & (index < first + len(some))
+        # [R, 5]: the "image" of roi_align is the instance
+        rois = torch.cat([(index[within] - first)[:, None].to(boxes), boxes[within]], dim=1)
+        cut[within] = roi_align(some, rois, (side, side), aligned=True)[:, 0]
+    return cut
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:

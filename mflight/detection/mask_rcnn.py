@@ -4,16 +4,16 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, validate_call
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
-from mflight.detection.heads import BoxPredictor, InstanceHeads
-from mflight.detection.proposals import ProposalNetwork
+from mflight.detection.heads import InstanceHeads
+from mflight.detection.losses import ClassificationLoss, SoftmaxLoss
+from mflight.detection.predictors import BoxPredictor, MaskPredictor
+from mflight.detection.proposals import FullPrecisionAnchors, ProposalHead, ProposalNetwork
 
 _ROI_LEVELS = [
     "0",
@@ -52,6 +52,8 @@ def build_mask_rcnn(
     box_detections_per_img: Count = 300,
     mask_head_channels: tuple[int, ...] = (256, 256, 256, 256),
     roi_sampling_ratio: Count = 2,
+    classification_loss: ClassificationLoss | None = None,
+    cosine_temperature: Annotated[float, Field(gt=0.0)] | None = None,
     class_agnostic_boxes: bool = False,
     class_agnostic_masks: bool = False,
     ignore_overlap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5,
@@ -91,26 +93,37 @@ def build_mask_rcnn(
         mask_head_channels: channels of the convolutions of the mask head.
         roi_sampling_ratio: points a side at which each cell of a region is sampled; 1 is enough where regions
             are small, and four times as fast.
+        classification_loss: of the regions, for the same ``num_classes``; softmax by default.
+        cosine_temperature: largest logit of a normalised-cosine classifier, 20 in the papers; ``None`` is a
+            plain linear one.
         class_agnostic_boxes: one box a region, shared by all classes.
-        class_agnostic_masks: one mask a region, shared by all classes; 1203 masks cost 461 MB an image in
-            training.
+        class_agnostic_masks: one mask a region, shared by all classes.
         ignore_overlap: an anchor or proposal is left out of the losses when one of the target's
             ``ignore_boxes`` covers this share of its area and it matches no instance.
 
     Returns:
         The model, on the CPU.
 
+    Raises:
+        ValueError: if ``classification_loss`` is for another number of classes.
+
     Source:
         He et al., "Mask R-CNN", arXiv:1703.06870; test settings of detectron2's LVISv1-InstanceSegmentation
         configs.
     """
     channels = backbone.out_channels
-    num_logits = num_classes + 1  # the background is class 0
-    anchors = AnchorGenerator(anchor_sizes_px, (anchor_aspect_ratios,) * len(anchor_sizes_px))
+    num_channels = num_classes + 1  # of per-class boxes and masks: the background is class 0
+    loss = classification_loss or SoftmaxLoss(num_classes=num_classes)
+    if loss.num_classes != num_classes:
+        raise ValueError(
+            f"model.classification_loss.num_classes must be model.num_classes={num_classes}, "
+            f"got {loss.num_classes}"
+        )
+    anchors = FullPrecisionAnchors(anchor_sizes_px, (anchor_aspect_ratios,) * len(anchor_sizes_px))
     rpn = ProposalNetwork(
         ignore_overlap=ignore_overlap,
         anchor_generator=anchors,
-        head=RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        head=ProposalHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=rpn_batch_size_per_image,
@@ -122,10 +135,17 @@ def build_mask_rcnn(
     roi_heads = InstanceHeads(
         class_agnostic_boxes=class_agnostic_boxes,
         class_agnostic_masks=class_agnostic_masks,
+        classification_loss=loss,
         ignore_overlap=ignore_overlap,
         box_roi_pool=MultiScaleRoIAlign(_ROI_LEVELS, output_size=7, sampling_ratio=roi_sampling_ratio),
         box_head=TwoMLPHead(channels * 7 * 7, box_head_channels),
-        box_predictor=BoxPredictor(box_head_channels, num_logits, 1 if class_agnostic_boxes else num_logits),
+        box_predictor=BoxPredictor(
+            box_head_channels,
+            loss.num_logits,
+            1 if class_agnostic_boxes else num_channels,
+            cosine_temperature=cosine_temperature,
+            initial_bias=loss.initial_bias(),
+        ),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=box_batch_size_per_image,
@@ -136,8 +156,8 @@ def build_mask_rcnn(
         detections_per_img=box_detections_per_img,
         mask_roi_pool=MultiScaleRoIAlign(_ROI_LEVELS, output_size=14, sampling_ratio=roi_sampling_ratio),
         mask_head=MaskRCNNHeads(channels, mask_head_channels, dilation=1),
-        mask_predictor=MaskRCNNPredictor(
-            mask_head_channels[-1], mask_head_channels[-1], 1 if class_agnostic_masks else num_logits
+        mask_predictor=MaskPredictor(
+            mask_head_channels[-1], mask_head_channels[-1], 1 if class_agnostic_masks else num_channels
         ),
     )
     return GeneralizedRCNN(backbone, rpn, roi_heads, _Transform(min_size, max_size, image_mean, image_std))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
@@ -150,3 +151,26 @@ def test_an_image_of_which_nothing_counts_gives_losses_of_zero():
 def test_an_overlap_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"ignore_overlap[\s\S]*greater than 0 .*input_value=0.0"):
         build_tiny(ignore_overlap=0.0)
+
+
+def test_anchors_keep_their_place_under_bfloat16():
+    model = build_tiny()
+    image = torch.rand(1, 3, SIDE, 1100)
+    images = ImageList(image, [(SIDE, 1100)])
+    exact = model.rpn.anchor_generator(images, list(model.backbone(image).values()))[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = list(model.backbone(image).values())
+        assert features[0].dtype == torch.bfloat16
+        assert torch.equal(model.rpn.anchor_generator(images, features)[0], exact)
+        objectness, offsets = model.rpn.head(features)
+    assert {level.dtype for level in objectness + offsets} == {torch.float32}
+
+
+def test_a_detector_trains_and_predicts_under_bfloat16():
+    model = build_tiny(class_agnostic_boxes=True)
+    images, targets = draw_shapes()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(images, targets)
+        prediction = model.eval()(images)[0]
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    assert prediction["boxes"].dtype == torch.float32 and len(prediction["boxes"]) > 0
