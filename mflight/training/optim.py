@@ -20,6 +20,7 @@ def warmup_multistep(
     warmup_start: Share = 0.001,
     milestones_steps: Sequence[Steps] = (60_000, 80_000),
     gamma: Share = 0.1,
+    total_steps: int = -1,
 ) -> LambdaLR:
     """Rise linearly, then multiply the rate by ``gamma`` at each milestone: detectron2's "1x" and "2x".
 
@@ -29,10 +30,20 @@ def warmup_multistep(
         warmup_start: share of the rate at step 0.
         milestones_steps: when the rate falls.
         gamma: factor of each fall.
+        total_steps: steps of the whole run; -1 where that is open.
 
     Returns:
         the schedule, to be stepped once an optimizer step.
+
+    Raises:
+        ValueError: if the run ends before a milestone.
     """
+    if total_steps >= 0 and any(step >= total_steps for step in milestones_steps):
+        raise ValueError(
+            f"optim.lr_schedule.milestones_steps must lie below trainer.max_steps={total_steps}, got "
+            f"{list(milestones_steps)}: choose the schedule of this length (optim=sgd_1x goes with "
+            "trainer=lvis_1x, sgd_2x with lvis_2x), or set milestones_steps=[] for a short trial"
+        )
 
     def factor(step: int) -> float:
         warm = 1.0 if step >= warmup_steps else warmup_start + (1 - warmup_start) * step / warmup_steps

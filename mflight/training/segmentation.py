@@ -55,6 +55,8 @@ class InstanceSegmentationModule(L.LightningModule):
         self.model = model
         self._build_optimizer, self._build_schedule = optimizer, lr_schedule
         self._build_evaluator = evaluator
+        if lr_schedule is not None:  # a setting that breaks its rule is told now, not when the data are open
+            lr_schedule(optimizer([nn.Parameter(torch.zeros(1))]))
         self._evaluator: LVISEvaluator | None = None
         self.per_class: list[dict[str, Any]] = []
         self.validated_at_step: int | None = None

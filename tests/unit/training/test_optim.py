@@ -39,3 +39,9 @@ def test_cosine_by_hand():
 def test_settings_out_of_range_are_told(build, settings, value):
     with pytest.raises(ValueError, match=rf"input_value={value}"):
         rates(build, 1, **settings)
+
+
+def test_a_run_that_ends_before_a_milestone_is_refused():
+    with pytest.raises(ValueError, match=r"below trainer.max_steps=7, got \[5, 7\]"):
+        rates(warmup_multistep, 1, milestones_steps=[5, 7], total_steps=7)
+    assert rates(warmup_multistep, 1, warmup_steps=0, milestones_steps=[5, 7], total_steps=8) == [2.0]

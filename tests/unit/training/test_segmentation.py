@@ -62,3 +62,13 @@ def test_a_new_run_leaves_the_random_state_alone():
 def test_validation_without_an_evaluator_is_told():
     with pytest.raises(ValueError, match="evaluator=None"):
         module_with_loss(1.0).on_validation_epoch_start()
+
+
+def test_a_schedule_that_breaks_its_rule_is_told_before_anything_is_built():
+    def refuse(optimizer):
+        raise ValueError(f"no schedule for a rate of {optimizer.param_groups[0]['lr']}")
+
+    with pytest.raises(ValueError, match=r"a rate of 0\.5"):
+        InstanceSegmentationModule(
+            model=Losses(1.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.5), lr_schedule=refuse
+        )
