@@ -89,7 +89,8 @@ class TextConditioner(ABC):
             The condition, and the places of the attended tokens, the same ones for every tower.
 
         Raises:
-            ValueError: if the name is lost, or if the tokenizers put it at different places.
+            ValueError: if the tokenizers put the name at different places; a name that is lost is a
+                ``LostNameError``, which is a ValueError too.
         """
         tokenized = [
             tokenize_prompt(tokenizer, prompt, max_length=self.max_prompt_tokens, rule=rule)

@@ -9,6 +9,10 @@ TokenRule = Literal["name", "head_noun", "last", "published"]
 Span = tuple[int, int]
 
 
+class LostNameError(ValueError):
+    """The name of a class does not fit into what the text encoder reads: such a prompt cannot be drawn."""
+
+
 class PromptText(Protocol):
     """What is read of a prompt; ``mflight.synthesis.request.Prompt`` is one. Spans are character offsets."""
 
@@ -56,7 +60,7 @@ def tokenize_prompt(
         The token ids, ``max_length`` of them, and the attended places in ascending order.
 
     Raises:
-        ValueError: if the name does not fit into ``max_length`` tokens, or has none.
+        LostNameError: if the name does not fit into ``max_length`` tokens, or has none.
     """
     encoding = tokenizer(prompt.text, return_offsets_mapping=True, verbose=False)
     begin_id, *ids, end_id = encoding["input_ids"]
@@ -69,7 +73,7 @@ def tokenize_prompt(
         wanted = wanted[-1:] if rule == "last" else wanted
     if not wanted or not set(wanted) <= set(kept):
         name, places = prompt.text[slice(*prompt.name_span)], [place + 1 for place in wanted]
-        raise ValueError(
+        raise LostNameError(
             f"the name must have its tokens among the text encoder's {max_length}, "
             f"got places {places} for {name!r} in {prompt.text!r}"
         )

@@ -10,7 +10,9 @@ from pydantic import ConfigDict, Field, validate_call
 from mflight.functional.layout import MosaicLayout
 from mflight.functional.masks import label_components
 
-RejectionRule = Literal["no_component", "too_small", "too_large", "too_many_components"]
+RejectionRule = Literal["no_component", "too_small", "too_large", "too_many_components", "name_too_long"]
+"""The filter's rules; a name that the text encoder cannot hold is never drawn, see ``MosaicSynthesizer``."""
+
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

@@ -1,5 +1,6 @@
 """From requests to labeled mosaics: draw, decode, label, filter."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from pydantic import ConfigDict, Field, validate_call
 from mflight.diffusion.attention import AttentionSettings
 from mflight.diffusion.mosaic import Canvas, DenoisedCanvas, denoise_mosaic
 from mflight.diffusion.pipeline import LatentDiffusion
+from mflight.diffusion.tokens import LostNameError
 from mflight.functional.masks import mask_to_box, rle_encode
-from mflight.synthesis.filters import FilteredCanvas, RegionFilter
+from mflight.synthesis.filters import FilteredCanvas, FilteredRegion, RegionFilter
 from mflight.synthesis.labeler import AttentionLabeler
 from mflight.synthesis.pool import PoolSample
 from mflight.synthesis.request import MosaicRequest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,23 @@ class MosaicSynthesizer:
     def synthesize(self, requests: Sequence[MosaicRequest]) -> list[MosaicResult]:
         """Draw and label mosaics; each comes out the same whatever else is in the batch.
 
+        A request with a name that is too long for the text encoder is not drawn but dropped, by the rule
+        ``name_too_long``: the generator goes on with the next one.
+
         Args:
             requests: what to draw.
 
         Returns:
             One result a request, in the same order; also for canvases that the filter drops.
         """
+        lost = {index: names for index, r in enumerate(requests) if any(names := self._lost_names(r))}
+        drawn = iter(self._draw([r for index, r in enumerate(requests) if index not in lost]))
+        return [
+            self._undrawn(request, lost[index]) if index in lost else next(drawn)
+            for index, request in enumerate(requests)
+        ]
+
+    def _draw(self, requests: Sequence[MosaicRequest]) -> list[MosaicResult]:
         stopwatch = _Stopwatch(self.pipeline.device, share=1 / max(1, len(requests)))
         with stopwatch.stage("denoise"):
             denoised = self.denoise(requests)
@@ -151,6 +166,30 @@ class MosaicSynthesizer:
             "attention": asdict(self.attention),
             "mflight_version": _mflight_version(),
         }
+
+    def _lost_names(self, request: MosaicRequest) -> list[bool]:
+        """Tell for each region whether the text encoder cannot hold its name; what it can is remembered."""
+        lost = []
+        for prompt in request.prompts:
+            try:
+                self.pipeline.text.encode_prompt(prompt, self.attention.token_rule)
+                lost.append(False)
+            except LostNameError as error:
+                logger.warning("request %s is dropped: %s", request.request_id, error)
+                lost.append(True)
+        return lost
+
+    def _undrawn(self, request: MosaicRequest, lost: Sequence[bool]) -> MosaicResult:
+        regions = tuple(FilteredRegion(None, "name_too_long" if is_lost else None) for is_lost in lost)
+        return MosaicResult(
+            request=request,
+            image=np.zeros((*request.layout.canvas_hw, 3), dtype=np.uint8),
+            regions=_describe_regions(request, FilteredCanvas(regions, is_kept=False)),
+            annotations=[],
+            is_kept=False,
+            seconds={},
+            provenance=self.describe(request),
+        )
 
     def _to_canvas(self, request: MosaicRequest) -> Canvas:
         return Canvas(

@@ -12,7 +12,7 @@ from mflight.functional.layout import draw_layout
 from mflight.functional.masks import rle_decode
 from mflight.synthesis.planner import CategoryPlanner
 from mflight.synthesis.prompts import PromptBuilder
-from mflight.synthesis.request import MosaicRequest
+from mflight.synthesis.request import MosaicRequest, Prompt
 from tests.unit.diffusion.tiny_checkpoint import save_tiny_checkpoint
 from tests.unit.synthesis.squares import categories
 
@@ -145,6 +145,18 @@ def test_dropped_canvas_gives_no_sample_but_says_why(checkpoint):
     assert result.sample() is None
     assert {region["rejected"] for region in result.regions} <= {"too_small", "no_component"}
     assert result.annotations == []
+
+
+def test_a_name_too_long_for_the_text_encoder_is_dropped_and_the_others_are_drawn(checkpoint):
+    long = request(1)
+    name = "monitor " * 40
+    long = replace(long, prompts=(Prompt(name, (0, len(name) - 1)), *long.prompts[1:]))
+    alone = build(checkpoint).synthesize([request(0)])[0]
+    first, dropped, last = build(checkpoint).synthesize([request(0), long, request(2)])
+    assert np.array_equal(first.image, alone.image)
+    assert [r.request.request_id for r in (first, dropped, last)] == ["sample-0", "sample-1", "sample-2"]
+    assert dropped.sample() is None
+    assert [region["rejected"] for region in dropped.regions] == ["name_too_long", None, None, None]
 
 
 def test_stages_share_their_seconds(checkpoint):
