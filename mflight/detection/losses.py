@@ -49,6 +49,14 @@ class ClassificationLoss(nn.Module):
         """Return float32[R, C] in [0, 1], the score of each class, of float32[R, num_logits]."""
         raise NotImplementedError
 
+    def as_softmax(self, logits: Tensor) -> Tensor:
+        """Return float32[R, C + 1], the logits as they would stand in a softmax with the background first.
+
+        Figures such as a cross entropy by class are taken of these, so that detectors of different losses
+        compare. A sigmoid's logit is that of its class against a background of 0.
+        """
+        raise NotImplementedError
+
     def initial_bias(self) -> Tensor | None:
         """Return float32[num_logits], the classifier's bias before training; ``None``: torch's own start."""
         return None
@@ -73,12 +81,17 @@ class SoftmaxLoss(ClassificationLoss):
         """Return the softmax without the background's share."""
         return logits.softmax(dim=1)[:, 1:]
 
+    def as_softmax(self, logits: Tensor) -> Tensor:
+        """Return the logits."""
+        return logits
+
 
 class FederatedLoss(ClassificationLoss):
     """One sigmoid a class (logits 1..C, no background), over the classes at hand and some drawn ones.
 
     An image of LVIS is not labelled for all classes, so at each step only a few are looked at: those of the
     regions, and others by the root of their image count, ``num_sampled`` in all. Each rank draws its own.
+    The first step raises a ValueError where there are not ``num_classes`` categories.
 
     Args:
         num_classes: ``C``, without the background.
@@ -86,9 +99,6 @@ class FederatedLoss(ClassificationLoss):
         num_sampled: classes of a step; all of them where there are fewer.
         frequency_power: of the image count in the draw; 0 draws all classes alike.
         prior: score of every class before training.
-
-    Raises:
-        ValueError: at the first step, if there are not ``num_classes`` categories.
 
     Source:
         Zhou et al., "Probabilistic two-stage detection", arXiv:2103.07461; settings of Detic,
@@ -120,6 +130,10 @@ class FederatedLoss(ClassificationLoss):
     def scores(self, logits: Tensor) -> Tensor:
         """Return the sigmoids."""
         return logits.sigmoid()
+
+    def as_softmax(self, logits: Tensor) -> Tensor:
+        """Return them behind a background of 0."""
+        return F.pad(logits, (1, 0))
 
     def initial_bias(self) -> Tensor:
         """Return the logit of ``prior``."""
@@ -180,6 +194,11 @@ class SeesawLoss(ClassificationLoss):
         """Return the product of the two softmaxes."""
         return logits[:, 2:].softmax(dim=1) * logits[:, :2].softmax(dim=1)[:, 1:]
 
+    def as_softmax(self, logits: Tensor) -> Tensor:
+        """Return the logarithms of the background's share, and of the scores."""
+        objectness = logits[:, :2].log_softmax(dim=1)
+        return torch.cat([objectness[:, :1], objectness[:, 1:] + logits[:, 2:].log_softmax(dim=1)], dim=1)
+
     def initial_bias(self) -> Tensor:
         """Return zeros."""
         return torch.zeros(self.num_logits)
@@ -190,7 +209,8 @@ class EQLv2Loss(ClassificationLoss):
 
     A class whose negatives have outweighed its positives so far has these made stronger and those weaker. The
     gradients of all ranks are summed up, after that weighing; the background's have the weight 1 throughout.
-    A score is the class's sigmoid times one minus the background's.
+    A score is the class's sigmoid times one minus the background's. A precision that turns the whole module
+    to 16 bits, in which the sums would stop growing, is a ValueError at the first step.
 
     Args:
         num_classes: ``C``, without the background.
@@ -198,10 +218,6 @@ class EQLv2Loss(ClassificationLoss):
         gamma: steepness of the weights.
         mu: ratio of gradients at which negatives count half.
         prior: score of every class before training.
-
-    Raises:
-        ValueError: at the first step, if the sums are not kept in float64: a precision that turns the whole
-            module to 16 bits would stop them from growing.
 
     Source:
         Tan et al., "Equalization loss v2", arXiv:2012.08548.
@@ -243,6 +259,10 @@ class EQLv2Loss(ClassificationLoss):
         """Return the sigmoids of the classes, times one minus that of the background."""
         scores = logits.sigmoid()
         return scores[:, 1:] * (1 - scores[:, :1])
+
+    def as_softmax(self, logits: Tensor) -> Tensor:
+        """Return the logits."""
+        return logits
 
     def initial_bias(self) -> Tensor:
         """Return the logit of ``prior`` for the classes, and 0 for the background."""

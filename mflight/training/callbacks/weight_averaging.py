@@ -14,15 +14,13 @@ class WeightAveraging(EMAWeightAveraging):
     ``current_model_state`` the weights that training goes on from. What a loss or a normalisation layer has
     counted is taken over as it is, not averaged. Unlike Lightning's, the module keeps the trained weights
     at the end of training, so that the last checkpoint can be resumed with a larger ``trainer.max_steps``.
+    A checkpoint callback that keeps the weights only is a ValueError: those are not the averaged ones, which
+    it chooses by.
 
     Args:
         decay: share of the average that stays at each update, in [0, 1).
         update_every_n_steps: training steps between two updates.
         update_starting_at_step: the first one.
-
-    Raises:
-        ValueError: when training begins, if a checkpoint callback keeps the weights only: those are not the
-            averaged ones, which it was chosen by.
     """
 
     @validate_call

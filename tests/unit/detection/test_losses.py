@@ -78,6 +78,19 @@ def test_scores_by_hand():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_logits_of_every_loss_can_be_read_as_a_softmax(name):
+    loss = build_loss(name)
+    logits = torch.zeros(2, loss.num_logits)
+    logits[0, -1] += 9.0  # class 3 of 3
+    logits[0, 0] -= 9.0 if name != "federated" else 0.0
+    shares = loss.as_softmax(logits).softmax(dim=1)
+    assert shares.shape == (2, 4) and shares[0].argmax() == 3
+    if name == "seesaw":
+        assert torch.allclose(shares[:, 1:], loss.scores(logits))
+        assert shares[1].tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_scores_before_training_are_as_low_as_the_loss_wants(name):
     model = build_tiny(classification_loss=build_loss(name), num_classes=3)
     logits = model.roi_heads.box_predictor(torch.zeros(1, 64))[0]

@@ -35,6 +35,16 @@ def test_one_mask_channel_has_the_numbers_of_all():
         assert torch.allclose(parameter.grad, expected.grad, atol=1e-5)
 
 
+def test_masks_of_all_classes_never_exist():
+    sizes = []
+    keep = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+    )
+    with keep:
+        MaskPredictor(8, 6, 1204)(torch.rand(16, 8, 4, 4), torch.arange(16)).sum().backward()
+    assert max(sizes) < 16 * 1204 * 8 * 8 / 50
+
+
 def test_masks_cut_in_groups_equal_those_cut_at_once():
     generator = torch.Generator().manual_seed(0)
     masks = (torch.rand(40, 24, 32, generator=generator) > 0.5).to(torch.uint8)
