@@ -127,6 +127,7 @@ def overrides(data: Path, run_dir: Path, options: argparse.Namespace) -> list[st
         "trainer.log_every_n_steps=1",
         "synthesis.warmup_steps=0",
         "synthesis.synthetic_ratio=0.25",
+        "+diffusion.synthesizer.region_filter.rescue=true",  # these classes are new to it: keep what it can
         "callbacks.last.every_n_train_steps=10",
         "callbacks.synthesis.every_n_steps=5",
         f"hydra.run.dir={run_dir}",
