@@ -92,8 +92,9 @@ def test_training_goes_on_without_a_killed_node_and_tells_of_it(jobs, cluster):
         "synthesis.service.num_generators=2",
         "+synthesis.service.backoff_s=0.1",
         "+synthesis.service.max_requests=16",
+        "diffusion.batch_size=2",
         "~diffusion.synthesizer",
-        f"+diffusion.synthesizer={{{target}, device: auto, seconds: 1.0}}",
+        f"+diffusion.synthesizer={{{target}, device: auto, seconds: 0.5}}",
     )
     pool = job.run_dir / "pool"
     job.wait_until(lambda: RayStatus.read(pool).alive == 2)
