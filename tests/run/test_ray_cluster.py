@@ -101,6 +101,7 @@ def test_training_goes_on_without_a_killed_node_and_tells_of_it(jobs, cluster):
     job.wait_until(lambda: RayStatus.read(pool).alive == 2 and job.generator.accepted >= 3)
     node = cluster.list_all_nodes()[-1]
     cluster.remove_node(node, allow_graceful=False)
+    job.wait_until(lambda: RayStatus.read(pool).messages)  # its actor may outlive the node by a moment
     released.touch()
     assert job.wait() == 0, job.output
     results = job.results

@@ -75,8 +75,8 @@ class SquareSynthesizer:
     """Rejects region 0 of every request, and every region of each ``drop_every``-th one.
 
     ``crash_at`` kills the process once, in the middle of that request (a file remembers it); ``error_at``
-    raises always; ``max_batch`` is the device memory; from request ``hold_from`` on it waits until ``hold_file``
-    is there.
+    raises always; ``max_batch`` is the device memory; from request ``hold_from`` on it waits for
+    ``hold_file``.
     """
 
     def __init__(
