@@ -79,7 +79,8 @@ def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_pa
 
 
 def test_training_goes_on_without_a_killed_node_and_tells_of_it(jobs, cluster):
-    target = f"_target_: {SYNTHESIZER['_target_']}"
+    released = jobs.folder / "ray_released"
+    hold = f"hold_from: 6, hold_file: '{released}'"  # so both hold requests when one of them dies
     job = jobs.start(
         "ray",
         *SMALL,
@@ -92,13 +93,16 @@ def test_training_goes_on_without_a_killed_node_and_tells_of_it(jobs, cluster):
         "synthesis.service.num_generators=2",
         "+synthesis.service.backoff_s=0.1",
         "+synthesis.service.max_requests=16",
+        "diffusion.batch_size=2",
         "~diffusion.synthesizer",
-        f"+diffusion.synthesizer={{{target}, device: auto, seconds: 1.0}}",
+        f"+diffusion.synthesizer={{_target_: {SYNTHESIZER['_target_']}, device: auto, {hold}}}",
     )
     pool = job.run_dir / "pool"
-    job.wait_until(lambda: RayStatus.read(pool).alive == 2)
+    job.wait_until(lambda: RayStatus.read(pool).alive == 2 and job.generator.accepted >= 3)
     node = cluster.list_all_nodes()[-1]
     cluster.remove_node(node, allow_graceful=False)
+    job.wait_until(lambda: RayStatus.read(pool).messages)  # its actor may outlive the node by a moment
+    released.touch()
     assert job.wait() == 0, job.output
     results = job.results
     first = results["messages"][0]

@@ -75,7 +75,8 @@ class SquareSynthesizer:
     """Rejects region 0 of every request, and every region of each ``drop_every``-th one.
 
     ``crash_at`` kills the process once, in the middle of that request (a file remembers it); ``error_at``
-    raises always; ``max_batch`` is the device memory.
+    raises always; ``max_batch`` is the device memory; from request ``hold_from`` on it waits for
+    ``hold_file``.
     """
 
     def __init__(
@@ -88,11 +89,14 @@ class SquareSynthesizer:
         error_at: int | None = None,
         error_number: int = 0,
         max_batch: int = 1000,
+        hold_from: int | None = None,
+        hold_file: str = "",
     ):
         assert device != "auto"
         self.seconds, self.drop_every, self.max_batch = seconds, drop_every, max_batch
         self.crash_at, self.crash_file = crash_at, crash_file
         self.error_at, self.error_number = error_at, error_number
+        self.hold_from, self.hold_file = hold_from, hold_file
 
     def synthesize(self, requests: list[Any]) -> list[SquareResult]:
         if len(requests) > self.max_batch:
@@ -103,6 +107,10 @@ class SquareSynthesizer:
 
     def _draw(self, request: Any) -> SquareResult:
         time.sleep(self.seconds)
+        while self.hold_from is not None and request.index >= self.hold_from:
+            if Path(self.hold_file).exists():
+                break
+            time.sleep(0.05)
         if request.index == self.crash_at and not Path(self.crash_file).exists():
             Path(self.crash_file).touch()
             os.kill(os.getpid(), 9)
