@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -86,6 +87,7 @@ def cpu_seconds():
 
 def write(load, place, shared, sample):
     """Append this writer's share of the samples, each when the clock strikes."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the one of the main process
     series = (PoolSeries if load.kind == "pool" else LooseSeries)(load, place)
     with shared.working(place):
         started = time.monotonic()
@@ -96,7 +98,7 @@ def write(load, place, shared, sample):
                 series.append(replace(sample, sample_id=request_id(index)), index)
                 shared.count(place)
             if not batch:
-                time.sleep(0.1)
+                time.sleep(0.2)
     shared.has_torch[place] = "torch" in sys.modules
 
 
@@ -125,6 +127,7 @@ def read(load, place, shared):
     """Take every sample of this rank once, decoded, with its target."""
     import torch
 
+    import mflight.synthesis.stream  # noqa: F401  takes seconds: before the start
     from mflight.data.categories import Categories
 
     torch.set_num_threads(1)
@@ -193,36 +196,42 @@ def private_mb(pid):
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024 or None
 
 
+def check_alive(load, processes):
+    codes = [process.exitcode for process in processes]
+    if any(codes):
+        sys.exit(f"{load.kind}: a process ended with an error, exit codes {codes}")
+
+
 def run(load, every_s):
     """Run one arm in a fresh folder; return its figures."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mflight.synthesis.throttle"])
+    fork, spawn = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
     load.folder.mkdir()
-    shared, sample = Place(context, load), stored_sample()
-    writers = [context.Process(target=write, args=(load, n, shared, sample)) for n in range(load.writers)]
+    shared, sample = Place(spawn, load), stored_sample()
+    writers = [fork.Process(target=write, args=(load, n, shared, sample)) for n in range(load.writers)]
     ranks = range(load.writers, load.writers + load.readers)
-    readers = [context.Process(target=read, args=(load, n, shared)) for n in ranks]
+    readers = [spawn.Process(target=read, args=(load, n, shared)) for n in ranks]
     watch = Watch(load, shared, [*writers, *readers])
     try:
         for process in watch.processes:
             process.start()
         for _ in watch.processes:
-            shared.ready.acquire()
+            while not shared.ready.acquire(timeout=5.0):
+                check_alive(load, watch.processes)
         started = time.monotonic()
         shared.start.set()
         while any(process.is_alive() for process in writers):
             watch.look(every_s)
+            check_alive(load, watch.processes)
             time.sleep(0.5)
         shared.end.set()
         for process in watch.processes:
             process.join()
-        codes = [process.exitcode for process in watch.processes]
+        check_alive(load, watch.processes)
     finally:
         for process in watch.processes:
-            process.kill()
+            if process.pid:
+                process.kill()
         shutil.rmtree(load.folder)
-    if any(codes):
-        sys.exit(f"{load.kind}: exit codes {codes}")
     written, was_read = sum(shared.done[: load.writers]), sum(shared.done[load.writers :])
     growth_mb, worst_mb, total_mb = watch.growth_mb()
     return {
@@ -245,6 +254,7 @@ def run(load, every_s):
 
 def main():
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # and leaves no process behind
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"

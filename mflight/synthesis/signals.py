@@ -71,8 +71,10 @@ def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples:
 def read_consumption(folder: Path) -> Counter[str]:
     """Return how many samples of each shard the training ranks together have used at least once."""
     used: Counter[str] = Counter()
-    for path in folder.glob("consumption-*of*.json"):
-        said = (read_json(path) or {}).get("used_samples")
+    for entry in os.scandir(folder):
+        if not entry.name.startswith("consumption-"):
+            continue
+        said = (read_json(Path(entry.path)) or {}).get("used_samples")
         used.update(said if isinstance(said, dict) else {})
     return used
 
