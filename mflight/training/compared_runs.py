@@ -1,4 +1,4 @@
-"""Finished runs side by side: which settings tell them apart, and which are the same but for the seed. No torch."""
+"""Finished runs side by side: what tells them apart, and which differ by the seed alone. No torch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -136,7 +136,9 @@ def _read_run(folder: Path) -> ComparedRun:
 def _leaves(node: Mapping[str, Any], place: str = "") -> dict[str, str]:
     leaves = {}
     for key, value in node.items():
-        leaves |= _leaves(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": str(value)}
+        leaves |= (
+            _leaves(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": str(value)}
+        )
     return leaves
 
 

@@ -14,7 +14,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
-ROOT_FILES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "wandb_sweep")  # W&B's, not Hydra's
+ROOT_FILES = sorted(
+    path.stem for path in CONF.glob("*.yaml") if path.stem != "wandb_sweep"
+)  # W&B's, not Hydra's
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 RUNTIME = ["paths.run_dir=runs/test"]  # what hydra.main would fill in
 LVIS_FORMAT = [

@@ -28,7 +28,7 @@ SWEEP_FILE = TRAIN.parent / "conf" / "wandb_sweep.yaml"
 
 @pytest.fixture(scope="module")
 def sweeps(jobs, default_job):
-    """All of them, two at a time; those of one rank take their synthetic images from the default job's pool."""
+    """All of them, two at a time; those of one rank take synthetic images from the default job's pool."""
     replay = ["synthesis=replay", f"paths.pool_dir={default_job.run_dir / 'pool'}", *TINY]
     online = [*SMALL_SYNTHESIS, *TINY, "synthesis.wait=true", "trainer.devices=2", "trainer.max_steps=2"]
     lines = {
@@ -43,7 +43,7 @@ def sweeps(jobs, default_job):
 
 
 def run_wandb_command(jobs, overrides: list[str]) -> subprocess.CompletedProcess:
-    """Compose and run what a W&B agent does for its first run of the sweep file, as far as it needs no server."""
+    """Compose and run what a W&B agent does for one run of the sweep file, but for the server."""
     sweep = OmegaConf.to_container(OmegaConf.load(SWEEP_FILE), resolve=False)
     arguments = {key: {"value": choice["values"][-1]} for key, choice in sweep["parameters"].items()}
     macros = create_sweep_command_args({"args": arguments})
@@ -107,7 +107,10 @@ def test_compare_tells_mean_and_spread_of_two_ratios_over_two_seeds(sweeps, caps
     printed = capsys.readouterr().out
     with (sweeps["grid"].run_dir / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["synthesis.synthetic_ratio"], row["seeds"]) for row in rows] == [("0", "0 1"), ("0.5", "0 1")]
+    assert [(row["synthesis.synthetic_ratio"], row["seeds"]) for row in rows] == [
+        ("0", "0 1"),
+        ("0.5", "0 1"),
+    ]
     for row, own in zip(rows, (folders[:2], folders[2:]), strict=True):
         for figure in ("AP", "APr", "APc", "APf"):
             values = [json.loads((f / "results.json").read_text())[f"val/segm/{figure}"] for f in own]
