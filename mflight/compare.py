@@ -1,4 +1,4 @@
-"""Mean and spread over seeds: ``python -m mflight.compare RUNS... [--output FOLDER]``; a table, CSV and a plot."""
+"""Mean and spread over seeds, as a table, CSV and a plot: ``python -m mflight.compare RUNS...``."""
 
 import argparse
 import csv
@@ -70,7 +70,7 @@ def comparison_table(groups: Sequence[Group], iou_type: str) -> Table:
 
 
 def write_csv(file: Path, groups: Sequence[Group], iou_type: str) -> None:
-    """Write a row for each group: settings, seeds, number of runs, mean and standard deviation of each figure."""
+    """Write a row for each group: settings, seeds, runs, mean and standard deviation of each figure."""
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)
         statistic_names = [f"{figure}_{kind}" for figure in FIGURES for kind in ("mean", "std")]
@@ -159,7 +159,7 @@ def _seeds(group: Group) -> str:
 
 
 def _places(labels: Sequence[str]) -> tuple[list[float], bool]:
-    """Return where the groups stand on the axis: at their number where each is one, else one after the other."""
+    """Return where the groups stand on the axis: at their number where all are one, else in turn."""
     try:
         return [float(label) for label in labels], True
     except ValueError:

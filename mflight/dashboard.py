@@ -9,8 +9,13 @@ from typing import Any
 AP_FIGURES = ("APr", "APc", "APf", "AP")
 LOSSES = ("total", "classifier", "box", "mask", "objectness", "proposal_box")
 SYNTHESIS_FIGURES = (
-    "synthetic_share", "fallback_ratio", "rejected_ratio", "images_per_s", "pool_samples", "generator_idle_ratio",
-)  # fmt: skip
+    "synthetic_share",
+    "fallback_ratio",
+    "rejected_ratio",
+    "images_per_s",
+    "pool_samples",
+    "generator_idle_ratio",
+)
 IMAGE_PANELS = ("panels/predictions", "panels/synthetic")
 PER_CLASS_TABLE = "val/per_class"
 BEST_FIGURE = "val/best/segm/APr"
@@ -30,9 +35,6 @@ def build_workspace(*, entity: str = "", project: str = "mflight", name: str = "
 
     Returns:
         a ``wandb_workspaces.workspaces.Workspace``.
-
-    Raises:
-        ModuleNotFoundError: if ``wandb-workspaces`` is not installed.
     """
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws

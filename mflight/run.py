@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,6 +23,7 @@ from mflight.training.devices import DeviceSplit, split_devices
 from mflight.training.generators import Sharing
 from mflight.training.job_names import name_run
 from mflight.training.loggers import finish_loggers
+from mflight.training.machine_share import jobs_side_by_side, take_share
 from mflight.training.rank_launch import launch_ranks, must_launch_ranks
 from mflight.training.results import report_results
 
@@ -41,6 +43,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
         the last value of every logged figure.
     """
     calm_lightning()
+    if num_shares := jobs_side_by_side():
+        take_share(Path(HydraConfig.get().sweep.dir), num_shares)
     checkpoint = _continue_from(cfg)
     if cfg.synthesis.synthetic_ratio == 0:  # nothing is drawn that no batch has a slot for
         cfg.synthesis.service = cfg.synthesis.stream = None

@@ -1,4 +1,4 @@
-"""Finished runs side by side: which settings tell them apart, and which are the same but for the seed. No torch."""
+"""Finished runs side by side: what tells them apart, and which differ by the seed alone. No torch."""
 
 import json
 from collections.abc import Mapping, Sequence

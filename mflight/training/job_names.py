@@ -12,7 +12,7 @@ _TELL_NOTHING = ("paths", "callbacks", "logger", "hydra", "name", "experiment", 
 
 
 def name_run(cfg: DictConfig) -> None:
-    """Set ``logger.wandb.name`` and ``logger.wandb.group`` where they are null; alone Hydra's jobs get a group."""
+    """Set ``logger.wandb.name``, and in a sweep ``logger.wandb.group``, where they are null."""
     wandb = cfg.logger.get("wandb")
     if not wandb or not HydraConfig.initialized():
         return

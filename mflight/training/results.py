@@ -19,7 +19,7 @@ _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 @rank_zero_only
 def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None = None) -> None:
-    """Print the final table, and write ``results.json``, ``per_class.json`` and ``per_class.csv`` into the run folder.
+    """Print the final table; write ``results.json`` and the classes, as JSON and CSV, into the run folder.
 
     Args:
         trainer: after its last validation.

@@ -32,9 +32,9 @@ class InstanceSegmentationModule(L.LightningModule):
     """Trains a torchvision detector and scores it by LVIS's rules.
 
     It logs ``train/loss/*`` at each step, and ``val/bbox/*`` and ``val/segm/*`` (AP, AP50, ..., APr, APc,
-    APf, in percent) after each validation, with the best so far as ``val/best/*``; then ``per_class`` holds a row for each class, on rank 0, and
-    ``validated_at_step`` the step. Its checkpoints keep the random state, for the detector draws the anchors
-    and proposals that it learns from.
+    APf, in percent) after each validation, with the best so far as ``val/best/*``; then ``per_class`` holds a
+    row for each class, on rank 0, and ``validated_at_step`` the step. Its checkpoints keep the random state,
+    for the detector draws the anchors and proposals that it learns from.
 
     Args:
         model: in training ``model(images, targets)`` returns losses by name, else ``model(images)`` returns

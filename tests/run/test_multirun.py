@@ -28,7 +28,7 @@ SWEEP_FILE = TRAIN.parent / "conf" / "wandb_sweep.yaml"
 
 @pytest.fixture(scope="module")
 def sweeps(jobs, default_job):
-    """All of them, two at a time; those of one rank take their synthetic images from the default job's pool."""
+    """All of them, two at a time; those of one rank take synthetic images from the default job's pool."""
     replay = ["synthesis=replay", f"paths.pool_dir={default_job.run_dir / 'pool'}", *TINY]
     online = [*SMALL_SYNTHESIS, *TINY, "synthesis.wait=true", "trainer.devices=2", "trainer.max_steps=2"]
     lines = {
@@ -43,7 +43,7 @@ def sweeps(jobs, default_job):
 
 
 def run_wandb_command(jobs, overrides: list[str]) -> subprocess.CompletedProcess:
-    """Compose and run what a W&B agent does for its first run of the sweep file, as far as it needs no server."""
+    """Compose and run what a W&B agent does for one run of the sweep file, but for the server."""
     sweep = OmegaConf.to_container(OmegaConf.load(SWEEP_FILE), resolve=False)
     arguments = {key: {"value": choice["values"][-1]} for key, choice in sweep["parameters"].items()}
     macros = create_sweep_command_args({"args": arguments})

@@ -1,3 +1,4 @@
+import csv
 import json
 
 from rich.console import Console
@@ -35,3 +36,30 @@ def test_the_files_are_written_for_somebody_elses_module_and_data(tmp_path, caps
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"steps": 0, "messages": []}
     assert json.loads((tmp_path / "run" / "per_class.json").read_text()) == []
     assert str(tmp_path / "run") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_the_table_of_classes_tells_how_much_there_was_to_learn_from(tmp_path, build_datamodule):
+    data = build_datamodule()
+    rows = [
+        {
+            "category_id": c.category_id,
+            "name": c.name,
+            "frequency": c.frequency,
+            "num_instances": 1,
+            "segm/AP": 2.5,
+        }
+        for c in data.categories
+    ]
+    trainer = stock_trainer(tmp_path)
+    trainer.strategy.connect(ForeignModule())
+    trainer.lightning_module.per_class = rows
+    trainer.datamodule = data
+    report_results(trainer, run_dir=tmp_path / "run")
+    with (tmp_path / "run" / "per_class.csv").open() as file:
+        written = list(csv.DictReader(file))
+    annotations = json.loads(data.train_annotations.read_text())["annotations"]
+    assert len(written) == 24 and written[0]["segm/AP"] == "2.5"
+    for row in written:
+        own = [a["image_id"] for a in annotations if a["category_id"] == int(row["category_id"])]
+        assert (int(row["num_train_images"]), int(row["num_train_instances"])) == (len(set(own)), len(own))
+        assert row["frequency"] in ("rare", "common", "frequent")

@@ -72,3 +72,40 @@ def test_a_schedule_that_breaks_its_rule_is_told_before_anything_is_built():
         InstanceSegmentationModule(
             model=Losses(1.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.5), lr_schedule=refuse
         )
+
+
+class Scores:
+    """An evaluator that has seen nothing and says what it is told to."""
+
+    updated_image_ids = ()
+
+    def __init__(self, values):
+        self.values = values
+
+    def reset(self):
+        pass
+
+    def compute(self, image_ids):
+        return {"segm": dict.fromkeys(("AP", "APr", "APc", "APf"), self.values.pop(0))}
+
+    def per_class(self, image_ids):
+        return []
+
+
+def validated(module, monkeypatch, values):
+    logged = []
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.append((name, value.item())))
+    module._build_evaluator = lambda: Scores(values)
+    for _ in range(len(values)):
+        module.on_validation_epoch_start()
+        module.on_validation_epoch_end()
+    return [value for name, value in logged if name == "val/best/segm/APr"]
+
+
+def test_the_best_figures_are_kept_over_validations_and_over_a_resume(monkeypatch):
+    module, checkpoint = module_with_loss(1.0), {}
+    assert validated(module, monkeypatch, [-1.0, 3.0, 2.0]) == [-1.0, 3.0, 3.0]
+    module.on_save_checkpoint(checkpoint)
+    resumed = module_with_loss(1.0)
+    resumed.on_load_checkpoint(checkpoint)
+    assert validated(resumed, monkeypatch, [1.0, 5.0]) == [3.0, 5.0]
