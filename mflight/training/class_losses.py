@@ -22,11 +22,18 @@ class ClassLosses:
         num_classes: C.
         images: ``"real"`` leaves the proposals of synthetic images out: their loss also tells of what the
             generator draws badly, and asking for more of that would not mend it. ``"all"`` counts them.
+        device: of the scores, where the ranks sum.
     """
 
-    def __init__(self, num_classes: int, *, images: Literal["real", "all"] = "real"):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        images: Literal["real", "all"] = "real",
+        device: torch.device | str = "cpu",
+    ):
         self._images = images
-        self._pending = torch.zeros(2, num_classes + 1)  # sum of losses, number of proposals
+        self._pending = torch.zeros(2, num_classes + 1, device=device)  # sum of losses, number of proposals
         self._sums = torch.zeros(2, num_classes + 1, dtype=torch.float64)
 
     def observe(
@@ -39,8 +46,6 @@ class ClassLosses:
             labels: int64[R_i] of each image's proposals, 0 for the background.
             targets: of the same images; ``is_synthetic`` tells which were generated.
         """
-        if self._pending.device != scores.device:
-            self._pending = self._pending.to(scores.device)
         counted = [
             torch.zeros_like(own) if self._images == "real" and target.get("is_synthetic", False) else own
             for own, target in zip(labels, targets or [{}] * len(labels), strict=True)
@@ -72,5 +77,5 @@ class ClassLosses:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there; what had not been summed over the ranks belongs to rank 0 from now on."""
         self._sums = state["sums"].double().clone()
-        pending = state["pending"].clone()
+        pending = state["pending"].to(self._pending.device, copy=True)
         self._pending = pending if rank_and_world_size()[0] == 0 else torch.zeros_like(pending)

@@ -62,7 +62,7 @@ class DemandFeedback(L.Callback):
         stream = self._stream(trainer)
         if stream is None:
             return
-        self._losses = ClassLosses(len(stream.categories), images=self._images)
+        self._losses = ClassLosses(len(stream.categories), images=self._images, device=pl_module.device)
         if self._saved is not None:
             self._losses.load_state_dict(self._saved)
         self._heads = [part for part in pl_module.modules() if isinstance(part, InstanceHeads)]
