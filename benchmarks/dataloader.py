@@ -7,8 +7,9 @@ Ours is the loader of ``python train.py experiment=lvis_baseline`` with the sett
 ``torchvision.datasets.CocoDetection`` with v2 transforms: a mask of every instance at the size of the image,
 carried through each step, and Copy-Paste on these. Three settings: multi-scale (short side 640 to 800),
 large-scale jitter to 1024 px, and that with Copy-Paste on each image. Made data with LVIS's counts; both draw
-images uniformly. The last line is ``RESULT {json}``: for each setting ``*_images_per_s``,
-``*_plain_images_per_s`` and ``*_ratio``; ``ratio`` is that of the last, the heaviest.
+images uniformly; theirs pads to 1024 px, as torchvision's references do. The last line is ``RESULT {json}``:
+for each setting ``*_images_per_s``, ``*_plain_images_per_s`` and ``*_ratio``; ``ratio`` is that of the last, the
+heaviest.
 """
 
 import argparse
@@ -149,7 +150,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--files", type=int, default=50)
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=8)
