@@ -30,12 +30,7 @@ class RankBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where each rank stands; all ranks call it together."""
-        states = [self._batches.state_dict()]
-        rank, world_size = rank_and_world_size()
-        if world_size > 1:
-            states = states * world_size
-            dist.all_gather_object(states, states[rank])
-        return {"ranks": states}
+        return {"ranks": gather_from_ranks(self._batches.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from this rank's place.
@@ -55,11 +50,28 @@ class RankBatches:
         self._batches.load_state_dict(state["ranks"][rank])
 
 
+<<<<<<< HEAD
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the sum of a tensor over the training ranks; all of them call it together."""
     if rank_and_world_size()[1] > 1:
         values = values.clone()
         dist.all_reduce(values)
+=======
+def gather_from_ranks(value: Any) -> list[Any]:
+    """Return what each rank has given, in order; all ranks call it together.
+
+    Args:
+        value: of this rank; it can be pickled.
+
+    Returns:
+        the values of all ranks, the same list on each.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return [value]
+    values = [None] * world_size
+    dist.all_gather_object(values, value)
+>>>>>>> e34fdb4 (Resume each rank with its own random state)
     return values
 
 

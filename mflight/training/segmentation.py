@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mflight.data.target import Target
 from mflight.detection.results import predictions_to_rle
 from mflight.evaluation.lvis_ap import LVISEvaluator
-from mflight.training.rank_batches import rank_and_world_size
+from mflight.training.rank_batches import gather_from_ranks, rank_and_world_size
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -131,16 +131,28 @@ class InstanceSegmentationModule(L.LightningModule):
         self._evaluator.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+<<<<<<< HEAD
         """Keep the random state, and the best figures."""
         checkpoint["best_figures"] = dict(self._best)
         checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
+=======
+        """Keep the random state of each rank; Lightning writes rank 0's checkpoint alone."""
+        state = {"cpu": torch.get_rng_state()}
+>>>>>>> e34fdb4 (Resume each rank with its own random state)
         if self.device.type == "cuda":
-            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["random_state"] = {"ranks": gather_from_ranks(state)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+<<<<<<< HEAD
         """Remember the random state until training goes on, and the best figures."""
         self._best = dict(checkpoint.get("best_figures", {}))
         self._random_state = checkpoint.get("random_state")
+=======
+        """Remember this rank's random state until training goes on."""
+        states, (rank, _) = checkpoint.get("random_state", {}).get("ranks", []), rank_and_world_size()
+        self._random_state = states[rank] if rank < len(states) else None
+>>>>>>> e34fdb4 (Resume each rank with its own random state)
 
     def on_train_start(self) -> None:
         """Go on with the random state of the checkpoint."""
