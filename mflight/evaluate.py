@@ -206,8 +206,18 @@ def _write_atomically(path: Path, text: str) -> None:
             raise
 
 
-def _answer(cfg: DictConfig) -> Figures:
-    """Ask the one question that the config poses."""
+def answer(cfg: DictConfig) -> Figures:
+    """Answer the one question that the config poses.
+
+    Args:
+        cfg: ``conf/evaluate.yaml`` with its overrides.
+
+    Returns:
+        As ``evaluate``, ``evaluate_checkpoint`` or ``evaluate_pool``.
+
+    Raises:
+        ValueError: if it poses none, several, or half a question.
+    """
     asked = [key for key in _QUESTIONS if cfg[key] is not None]
     if len(asked) != 1:
         commands = ", or ".join(f"python -m mflight.evaluate {command}" for command in _QUESTIONS.values())
@@ -250,7 +260,7 @@ def main(cfg: DictConfig) -> None:
         SystemExit: with the sentence of the error, if the command cannot do what it was asked.
     """
     try:
-        figures = _answer(cfg)
+        figures = answer(cfg)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from None
     if not figures:  # another rank tells them
