@@ -91,7 +91,10 @@ def evaluate_checkpoint(
     Returns:
         As ``evaluate``; empty on all ranks but the first.
     """
+    from mflight.training.run_folder import find_checkpoint
+
     _require_folders(output, per_class)
+    find_checkpoint(checkpoint)  # a sentence, before torch is loaded
     from mflight.training.validation import validate_checkpoint
 
     figures, rows = validate_checkpoint(

@@ -34,7 +34,8 @@ def save_tiny_sam(folder: Path, seed: int = 0) -> Path:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # the model's own start gives an even grey: no mask that could be wrong
         for parameter in model.parameters():
-            parameter.normal_(0.0, 0.3, generator=generator)
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.3, generator=generator)
     model.save_pretrained(folder)
     quarter = SIDE_PX // 4
     image_processor = SamImageProcessor(
