@@ -1,18 +1,33 @@
-"""Score an LVIS results file: ``python -m mflight.evaluate annotations=GT.json predictions=RESULTS.json``."""
+"""Score a results file, a checkpoint, or the masks of a pool: ``python -m mflight.evaluate --help``.
 
+python -m mflight.evaluate annotations=GT.json predictions=RESULTS.json [output=OUT.json] [per_class=OUT.csv]
+python -m mflight.evaluate checkpoint=RUN [devices=auto] [overrides='[data.root=/elsewhere]']
+python -m mflight.evaluate pool=POOL segmenter=facebook/sam-vit-huge
+"""
+
+import csv
+import io
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from mflight.evaluation.scoring import score_results
-
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
+_QUESTIONS = {
+    "predictions": "annotations=GT.json predictions=RESULTS.json",
+    "checkpoint": "checkpoint=RUN",
+    "pool": "pool=POOL segmenter=facebook/sam-vit-huge",
+}
+
+Figures = dict[str, dict[str, float]]
+Rows = list[dict[str, Any]]
 
 
 def evaluate(
@@ -21,7 +36,8 @@ def evaluate(
     output: str | None = None,
     max_detections: int = 300,
     num_workers: int | None = None,
-) -> dict[str, dict[str, float]]:
+    per_class: str | None = None,
+) -> Figures:
     """Score a results file and write the figures.
 
     Args:
@@ -30,42 +46,156 @@ def evaluate(
         output: path of the JSON file to write; None to write nothing.
         max_detections: how many detections of an image count.
         num_workers: processes for mask overlaps, see ``score_results``.
+        per_class: path of the CSV file with a row for each class; None to write nothing.
 
     Returns:
         Per IoU type in the results the thirteen figures in percent, -1 where there is nothing to average.
 
     Raises:
-        FileNotFoundError: if an input file or the folder of the output does not exist.
+        FileNotFoundError: if an input file or the folder of an output does not exist.
     """
+    from mflight.evaluation.scoring import score_results
+
     for key, path in (("annotations", annotations), ("predictions", predictions)):
         if not Path(path).is_file():
             raise FileNotFoundError(f"{key} must be an existing JSON file, found no file at {path}")
-    if output is not None and not Path(output).absolute().parent.is_dir():
-        raise FileNotFoundError(f"output must lie in an existing folder, found none at {Path(output).parent}")
+    _require_folders(output, per_class)
     evaluator = score_results(
         ground_truth=annotations, results=predictions, max_detections=max_detections, num_workers=num_workers
     )
     figures = evaluator.compute()
-    if output is not None:
-        _write_atomically(Path(output), json.dumps(figures, indent=2) + "\n")
+    _write(figures, evaluator.per_class(), output, per_class)
     return figures
 
 
-def figures_table(figures: dict[str, dict[str, float]]) -> Table:
-    """Lay out figures in percent, one column per IoU type, a dash where there is nothing to average."""
-    table = Table(title="LVIS figures (%)")
+def evaluate_checkpoint(
+    checkpoint: str,
+    output: str | None = None,
+    per_class: str | None = None,
+    max_detections: int = 300,
+    devices: int | str = 1,
+    overrides: list[str] | None = None,
+) -> Figures:
+    """Validate a checkpoint on the validation images of its run, and write the figures.
+
+    What is not there (checkpoint, config, dataset, folder of an output) is a FileNotFoundError.
+
+    Args:
+        checkpoint: a run folder or a checkpoint file in it, see ``validate_checkpoint``.
+        output: as for ``evaluate``.
+        per_class: as for ``evaluate``.
+        max_detections: how many detections of an image count.
+        devices: ranks that share the images, or ``"auto"``.
+        overrides: ``key=value`` of the run's config.
+
+    Returns:
+        As ``evaluate``; empty on all ranks but the first.
+    """
+    from mflight.training.run_folder import find_checkpoint
+
+    _require_folders(output, per_class)
+    find_checkpoint(checkpoint)  # a sentence, before torch is loaded
+    from mflight.training.validation import validate_checkpoint
+
+    figures, rows = validate_checkpoint(
+        checkpoint=checkpoint, overrides=overrides or [], max_detections=max_detections, devices=devices
+    )
+    if figures:
+        _write(figures, rows, output, per_class)
+    return figures
+
+
+def evaluate_pool(
+    pool: str,
+    segmenter: str,
+    output: str | None = None,
+    per_class: str | None = None,
+    max_images: int | None = None,
+    device: str = "auto",
+) -> Figures:
+    """Compare the masks of a pool with those that SAM finds in their boxes, and write the figures.
+
+    Args:
+        pool: the pool folder.
+        segmenter: SAM checkpoint, a hub id or a folder.
+        output: as for ``evaluate``.
+        per_class: as for ``evaluate``.
+        max_images: the first ones only; None for all.
+        device: of SAM, as torch names it, or ``"auto"``.
+
+    Returns:
+        Under ``masks``: ``mIoU`` over instances and ``mIoU_class`` over classes in percent, and the counts.
+
+    Raises:
+        FileNotFoundError: if there is no pool, no SAM checkpoint, or the folder of an output does not exist.
+    """
+    _require_folders(output, per_class)
+    if not (Path(pool) / "pool.json").is_file():
+        raise FileNotFoundError(f"pool must be a pool folder, found no pool.json in {pool}")
+    from mflight.detection.segment_anything import SegmentAnything
+    from mflight.evaluation.mask_quality import compare_masks
+
+    quality = compare_masks(
+        _labeled_images(Path(pool), max_images), SegmentAnything(checkpoint=segmenter, device=device)
+    )
+    counts = {"num_images": quality.num_images, "num_instances": quality.num_instances}
+    figures = {"masks": {**quality.compute(), **counts}}
+    _write(figures, quality.per_class(), output, per_class)
+    return figures
+
+
+def figures_table(figures: Figures) -> Table:
+    """Lay out figures, one column per kind, a dash where there is nothing to average."""
+    table = Table(title="Figures (%)")
     table.add_column("figure")
-    for iou_type in figures:
-        table.add_column(iou_type, justify="right")
+    for kind in figures:
+        table.add_column(kind, justify="right")
     for name in next(iter(figures.values())):
-        cells = [f"{own[name]:.2f}" if own[name] >= 0 else "-" for own in figures.values()]
-        table.add_row(name, *cells)
+        values = [own[name] for own in figures.values()]
+        table.add_row(
+            name, *(str(v) if isinstance(v, int) else f"{v:.2f}" if v >= 0 else "-" for v in values)
+        )
     return table
+
+
+def _labeled_images(pool: Path, max_images: int | None) -> Iterator[Any]:
+    from mflight.functional.masks import rle_decode
+    from mflight.synthesis.pool import PoolReader
+    from mflight.synthesis.shards import PoolError
+
+    reader = PoolReader(pool)
+    for ref in reader.poll()[:max_images]:
+        try:
+            sample = reader.read(ref)
+        except PoolError as error:
+            Console(stderr=True).print(f"left out: {error}", highlight=False)
+            continue
+        masks = [rle_decode(annotation["segmentation"]) for annotation in sample.annotations]
+        yield sample.image, masks, [annotation["category_id"] for annotation in sample.annotations]
+
+
+def _require_folders(output: str | None, per_class: str | None) -> None:
+    for key, path in (("output", output), ("per_class", per_class)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(
+                f"{key} must lie in an existing folder, found none at {Path(path).parent}"
+            )
+
+
+def _write(figures: Figures, rows: Rows, output: str | None, per_class: str | None) -> None:
+    if output is not None:
+        _write_atomically(Path(output), json.dumps(figures, indent=2) + "\n")
+    if per_class is not None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]) if rows else ["category_id"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write_atomically(Path(per_class), text.getvalue())
 
 
 def _write_atomically(path: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile(
-        "w", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False
+        "w", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as file:
         temporary = Path(file.name)
         try:
@@ -79,6 +209,49 @@ def _write_atomically(path: Path, text: str) -> None:
             raise
 
 
+def answer(cfg: DictConfig) -> Figures:
+    """Answer the one question that the config poses.
+
+    Args:
+        cfg: ``conf/evaluate.yaml`` with its overrides.
+
+    Returns:
+        As ``evaluate``, ``evaluate_checkpoint`` or ``evaluate_pool``.
+
+    Raises:
+        ValueError: if it poses none, several, or half a question.
+    """
+    asked = [key for key in _QUESTIONS if cfg[key] is not None]
+    if len(asked) != 1:
+        commands = ", or ".join(f"python -m mflight.evaluate {command}" for command in _QUESTIONS.values())
+        raise ValueError(f"one of {', '.join(_QUESTIONS)} must be set, got {asked or 'none'}: {commands}")
+    files = {"output": cfg.output, "per_class": cfg.per_class}
+    if cfg.predictions is not None:
+        if cfg.annotations is None:
+            raise ValueError(
+                f"predictions need annotations, annotations is not set: {_QUESTIONS['predictions']}"
+            )
+        return evaluate(
+            cfg.annotations,
+            cfg.predictions,
+            max_detections=cfg.max_detections,
+            num_workers=cfg.num_workers,
+            **files,
+        )
+    if cfg.checkpoint is not None:
+        overrides = OmegaConf.to_container(cfg.overrides)
+        return evaluate_checkpoint(
+            cfg.checkpoint,
+            max_detections=cfg.max_detections,
+            devices=cfg.devices,
+            overrides=overrides,
+            **files,
+        )
+    if cfg.segmenter is None:
+        raise ValueError(f"pool needs a segmenter, segmenter is not set: {_QUESTIONS['pool']}")
+    return evaluate_pool(cfg.pool, cfg.segmenter, max_images=cfg.max_images, device=cfg.device, **files)
+
+
 @hydra.main(version_base="1.3", config_path=_CONFIG_PATH, config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Run the command.
@@ -89,18 +262,16 @@ def main(cfg: DictConfig) -> None:
     Raises:
         SystemExit: with the sentence of the error, if the command cannot do what it was asked.
     """
-    for key in ("annotations", "predictions"):
-        if key not in cfg:  # a value of ??? counts as absent
-            raise SystemExit(
-                f"{key} is not set: python -m mflight.evaluate annotations=GT.json predictions=RESULTS.json"
-            )
     try:
-        figures = evaluate(**cfg)
+        figures = answer(cfg)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{error}") from None
+    if not figures:  # another rank tells them
+        return
     Console().print(figures_table(figures))
-    if cfg.output is not None:
-        print(f"Written to {cfg.output}")
+    for path in (cfg.output, cfg.per_class):
+        if path is not None:
+            print(f"Written to {path}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ from mflight.functional.masks import RLE
 
 
 def predictions_to_rle(
-    prediction: Mapping[str, Tensor], size_hw: tuple[int, int], threshold: float = 0.5
-) -> list[RLE]:
+    prediction: Mapping[str, Tensor],
+    size_hw: tuple[int, int],
+    threshold: float = 0.5,
+    needed: np.ndarray | None = None,
+) -> list[RLE | None]:
     """Paste each predicted mask into its image and compress it at once.
 
     The mask is sampled bilinearly at the centre of each pixel, as in detectron2. torchvision pastes with
@@ -26,9 +29,10 @@ def predictions_to_rle(
             [0, 1].
         size_hw: ``(H, W)`` of the image, in pixels.
         threshold: a pixel above it belongs to the object, in [0, 1).
+        needed: ``bool[N]``, whose masks are asked for; ``None``: all of them.
 
     Returns:
-        N compressed RLE masks with text counts, ready for JSON.
+        N compressed RLE masks with text counts, ready for JSON; ``None`` for a mask that is not needed.
 
     Raises:
         ValueError: if ``threshold`` lies outside [0, 1), or boxes and masks disagree on ``N``.
@@ -47,12 +51,13 @@ def predictions_to_rle(
     if len(boxes) != len(masks):
         raise ValueError(f"every box needs one mask, got {len(boxes)} boxes and {len(masks)} masks")
     known: dict[bytes, RLE] = {}
-    results = []
-    for box, mask in zip(boxes, masks, strict=True):
+    results: list[RLE | None] = [None] * len(boxes)
+    for index in range(len(boxes)) if needed is None else np.flatnonzero(needed):
+        box, mask = boxes[index], masks[index]
         key = box.tobytes() + mask.tobytes()
         if key not in known:
             known[key] = _paste_to_rle(mask, box.tolist(), size_hw, threshold)
-        results.append(known[key])
+        results[index] = known[key]
     return results
 
 

@@ -63,6 +63,8 @@ class GroundTruth:
         category_ids: ``int64[C]`` ascending.
         names: ``C`` category names.
         frequencies: ``C`` of "rare", "common", "frequent", or "" where the file does not tell.
+        image_counts: ``C`` times the file's ``image_count`` (LVIS: of the training images), None where it
+            does not tell.
         cells: ``int64[G]`` ascending cell keys.
         ids: ``int64[G]`` annotation ids.
         boxes_xywh: ``float64[G, 4]`` in pixels.
@@ -80,6 +82,7 @@ class GroundTruth:
     category_ids: np.ndarray
     names: tuple[str, ...]
     frequencies: tuple[str, ...]
+    image_counts: tuple[int | None, ...]
     cells: np.ndarray
     ids: np.ndarray
     boxes_xywh: np.ndarray
@@ -147,6 +150,7 @@ class GroundTruth:
             category_ids=category_ids,
             names=tuple(category.name for category in categories),
             frequencies=tuple(_frequency_of(category, place) for category in categories),
+            image_counts=tuple(category.image_count for category in categories),
             cells=cells[order],
             ids=np.array([entry.id for entry in entries], dtype=np.int64),
             boxes_xywh=np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4),

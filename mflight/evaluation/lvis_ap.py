@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, validate_call
 
 from mflight.evaluation.detections import Detections, blocks_of_images, concatenate, select_judged
-from mflight.evaluation.ground_truth import GroundTruth, index_of
+from mflight.evaluation.ground_truth import GroundTruth, cells_of, index_of, is_member
 from mflight.evaluation.overlap import OverlapWorkers
 from mflight.evaluation.summary import ClassFigures, summarize_classes, to_percent
 from mflight.evaluation.verdicts import Verdicts, start_judging
@@ -73,7 +73,7 @@ class LVISEvaluator:
         boxes_xyxy: Any,
         scores: Any,
         category_ids: Any,
-        rles: Sequence[dict[str, Any]] | None = None,
+        rles: Sequence[dict[str, Any] | None] | None = None,
     ) -> None:
         """Take in all detections of one image, in any order.
 
@@ -82,7 +82,8 @@ class LVISEvaluator:
             boxes_xyxy: ``float[N, 4]`` array or CPU tensor, in pixels.
             scores: ``float[N]``.
             category_ids: ``int[N]``, as in the annotations.
-            rles: ``N`` compressed RLE dictionaries of the image's size; None where only boxes are scored.
+            rles: ``N`` compressed RLE dictionaries of the image's size; None where only boxes are scored. A
+                single one may be None where ``needs_masks`` says so.
 
         Raises:
             ValueError: if an id is unknown, the image was given before, the lengths differ, a score is not
@@ -104,7 +105,8 @@ class LVISEvaluator:
         if not np.isfinite(scores).all():
             raise ValueError(f"{place} must have finite scores, got {scores[~np.isfinite(scores)][0]}")
         if "segm" in self.iou_types:
-            _check_masks(masks, self.ground_truth.image_hw[index].tolist(), place)
+            needed = self.needs_masks(image_id, category_ids)
+            _check_masks(masks, needed, self.ground_truth.image_hw[index].tolist(), place)
         boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
         detections = Detections(
             image_index=np.full(len(scores), index),
@@ -120,6 +122,26 @@ class LVISEvaluator:
         self._num_pending += len(self._pending[-1])
         if self._num_pending >= BLOCK_DETECTIONS:
             self._match_pending()
+
+    def needs_masks(self, image_id: int, category_ids: Any) -> np.ndarray:
+        """Tell for which detections of an image ``update`` looks at the mask.
+
+        An image of LVIS holds instances of a dozen classes; a detection of any other class is right or wrong
+        (or ignored) without a look at its mask.
+
+        Args:
+            image_id: id of the image in the annotations.
+            category_ids: ``int[N]``, as in the annotations.
+
+        Returns:
+            ``bool[N]``: where the image has an instance of the class and masks are scored.
+        """
+        image_index = index_of([image_id], self.ground_truth.image_ids, "needs_masks: image id")
+        category_index = index_of(
+            category_ids, self.ground_truth.category_ids, f"image {image_id}: category id"
+        )
+        cells = cells_of(image_index, category_index, self.ground_truth.num_categories)
+        return is_member(cells, self.ground_truth.cells) & ("segm" in self.iou_types)
 
     def compute(self, *, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """Score everything given so far.
@@ -141,18 +163,22 @@ class LVISEvaluator:
             image_ids: the images that count; None for all of the annotations.
 
         Returns:
-            Rows with ``category_id``, ``name``, ``frequency``, ``num_instances`` and, per IoU type,
-            ``segm/AP``, ``segm/AP50``, ``segm/AP75``, ``segm/AR`` in percent, -1 for a category without an
-            instance.
+            Rows with ``category_id``, ``name``, ``frequency``, ``image_count`` (as the file tells it, of the
+            training images in LVIS; None where it does not), ``num_images`` and ``num_instances`` (what is
+            evaluated) and, per IoU type, ``segm/AP``, ``segm/AP50``, ``segm/AP75``, ``segm/AR`` in percent,
+            -1 for a category without an instance.
         """
         figures = {key: self._class_figures(key, image_ids) for key in self.iou_types}
+        first = figures[self.iou_types[0]]
         rows = []
         for index, category_id in enumerate(self.ground_truth.category_ids.tolist()):
             row: dict[str, Any] = {
                 "category_id": category_id,
                 "name": self.ground_truth.names[index],
                 "frequency": self.ground_truth.frequencies[index],
-                "num_instances": int(figures[self.iou_types[0]].num_instances[0, index]),
+                "image_count": self.ground_truth.image_counts[index],
+                "num_images": int(first.num_images[index]),
+                "num_instances": int(first.num_instances[0, index]),
             }
             for key, own in figures.items():
                 row[f"{key}/AP"] = to_percent(own.precision[0, index])
@@ -254,11 +280,15 @@ class LVISEvaluator:
         return self._figures[key]
 
 
-def _check_masks(masks: list[dict[str, Any]] | None, size_hw: list[int], place: str) -> None:
+def _check_masks(
+    masks: list[dict[str, Any] | None] | None, needed: np.ndarray, size_hw: list[int], place: str
+) -> None:
     if masks is None:
         raise ValueError(f'{place} must have rles because iou_types holds "segm", got None')
-    for index, rle in enumerate(masks):
-        if list(rle["size"]) != size_hw:
+    for index, (rle, is_needed) in enumerate(zip(masks, needed.tolist(), strict=True)):
+        if rle is None and is_needed:
+            raise ValueError(f"{place}: rles[{index}] is None, but the image has instances of its class")
+        if rle is not None and list(rle["size"]) != size_hw:
             raise ValueError(
                 f"{place}: rles[{index}] must have the image's size {size_hw}, got {list(rle['size'])}"
             )

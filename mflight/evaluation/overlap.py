@@ -48,7 +48,12 @@ def mask_overlaps(cells: Sequence[MaskCell]) -> np.ndarray:
     """
     overlaps = []
     for detected, annotated, height_px, width_px in cells:
-        detected_rles = [outline_to_rle(outline, height_px, width_px) for outline in detected]
+        detected_rles = [
+            {"size": outline.size, "counts": outline.counts}
+            if type(outline) is Rle and type(outline.counts) is not list
+            else outline_to_rle(outline, height_px, width_px)
+            for outline in detected
+        ]
         annotated_rles = [outline_to_rle(outline, height_px, width_px) for outline in annotated]
         overlaps.append(coco_mask.iou(detected_rles, annotated_rles, [0] * len(annotated_rles)).ravel())
     return np.concatenate(overlaps) if overlaps else np.zeros(0)

@@ -123,12 +123,12 @@ def _to_detections(
     boxes_xywh = np.array([entry.bbox for entry in piece]) if "bbox" in iou_types else None
     segmentations = None
     if "segm" in iou_types:
-        sizes_hw = ground_truth.image_hw[image_index].tolist()
+        sizes_hw = ground_truth.image_hw[image_index]
         segmentations = [entry.segmentation for entry in piece]
         _check_rles(segmentations, sizes_hw, start, place)
     if boxes_xywh is None:
         areas_px = mask_areas(
-            [outline_to_rle(o, *size) for o, size in zip(segmentations, sizes_hw, strict=True)]
+            [outline_to_rle(o, *size) for o, size in zip(segmentations, sizes_hw.tolist(), strict=True)]
         )
     else:
         areas_px = boxes_xywh[:, 2] * boxes_xywh[:, 3]
@@ -164,21 +164,23 @@ def _check_uniform(piece: list[_Entry], iou_types: tuple[str, ...], start: int, 
             raise ValueError(f"{place}: entry {index} holds {held}, but the first entry holds {iou_types}")
 
 
-def _check_rles(outlines: list[Rle | list], sizes_hw: list[list[int]], start: int, place: str) -> None:
-    for index, (outline, (height_px, width_px)) in enumerate(
-        zip(outlines, sizes_hw, strict=True), start=start
-    ):
-        if isinstance(outline, list):
-            continue
-        if not isinstance(outline.counts, str | bytes | list):
-            raise ValueError(
-                f"{place}: entry {index} must have RLE counts as text or list, got {outline.counts!r}"
-            )
-        if outline.size != (height_px, width_px):
-            raise ValueError(
-                f"{place}: entry {index} has an RLE of size {list(outline.size)}, but its image has "
-                f"{[height_px, width_px]}"
-            )
+def _check_rles(outlines: list[Rle | list], sizes_hw: np.ndarray, start: int, place: str) -> None:
+    index = [i for i, outline in enumerate(outlines) if type(outline) is Rle]
+    rles = [outlines[i] for i in index]
+    if not {type(rle.counts) for rle in rles} <= {str, bytes, list}:
+        for i, rle in zip(index, rles, strict=True):
+            if not isinstance(rle.counts, str | bytes | list):
+                raise ValueError(
+                    f"{place}: entry {start + i} must have RLE counts as text or list, got {rle.counts!r}"
+                )
+    given_hw = np.array([rle.size for rle in rles], dtype=np.int64).reshape(-1, 2)
+    wrong = np.flatnonzero((given_hw != sizes_hw[index]).any(axis=1))
+    if len(wrong):
+        i = index[wrong[0]]
+        raise ValueError(
+            f"{place}: entry {start + i} has an RLE of size {given_hw[wrong[0]].tolist()}, but its image has "
+            f"{sizes_hw[i].tolist()}"
+        )
 
 
 def _no_detections() -> Detections:

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mflight.evaluation.detections import position_in_run
 from mflight.evaluation.ground_truth import FREQUENCIES, GroundTruth
 from mflight.evaluation.matching import (
     AREA_RANGES_PX,
@@ -29,6 +30,7 @@ class ClassFigures:
 
     Attributes:
         num_instances: ``int64[A, C]`` instances that count.
+        num_images: ``int64[C]`` images that hold one, of any area.
         precision: ``float64[A, C]`` mean over IoU thresholds and recall levels.
         precision_50: ``float64[C]`` at IoU 0.5, all areas.
         precision_75: ``float64[C]`` at IoU 0.75, all areas.
@@ -36,6 +38,7 @@ class ClassFigures:
     """
 
     num_instances: np.ndarray
+    num_images: np.ndarray
     precision: np.ndarray
     precision_50: np.ndarray
     precision_75: np.ndarray
@@ -79,9 +82,10 @@ def summarize_classes(
         The figures.
     """
     num_categories = ground_truth.num_categories
-    num_instances = _count_instances(ground_truth, is_evaluated)
+    num_instances, num_images = _count_instances(ground_truth, is_evaluated)
     figures = ClassFigures(
         num_instances=num_instances,
+        num_images=num_images,
         precision=np.full((len(_AREA_NAMES), num_categories), NOTHING_TO_AVERAGE),
         precision_50=np.full(num_categories, NOTHING_TO_AVERAGE),
         precision_75=np.full(num_categories, NOTHING_TO_AVERAGE),
@@ -118,24 +122,22 @@ def precision_at_recall_levels(
         ``float64[A, T, 101]`` precision at the recall levels and ``float64[A, T]`` largest recall; values of
         area ranges without an instance mean nothing.
     """
-    num_detections = len(right)
     shifts = np.arange(NUM_COMBINATIONS, dtype=np.uint64)[:, None]
-    true_positives = np.cumsum((right >> shifts) & np.uint64(1), axis=1, dtype=np.int64)  # [A*T, N]
-    false_positives = np.cumsum((wrong >> shifts) & np.uint64(1), axis=1, dtype=np.int64)
-    precision = np.zeros((NUM_COMBINATIONS, num_detections + 1))  # the last column: recall not reached
-    precision[:, :-1] = true_positives / (true_positives + false_positives + np.spacing(1))
+    false_positives = np.cumsum((wrong >> shifts) & np.uint64(1), axis=1, dtype=np.int32)  # [A*T, N]
+    # The envelope of the precision bends only at true positives: nothing else needs a look.
+    row, column = np.nonzero((right >> shifts) & np.uint64(1))
+    rank = position_in_run(row)  # earlier true positives of the same combination
+    counts = np.bincount(row, minlength=NUM_COMBINATIONS)
+    precision = np.zeros((NUM_COMBINATIONS, int(counts.max()) + 1))  # the last column: recall not reached
+    precision[row, rank] = (rank + 1) / (rank + 1 + false_positives[row, column] + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
     divisors = np.maximum(num_instances, 1)
     needed = np.stack([_needed_for_recall(int(n)) for n in divisors])  # [A, 101]
-    needed = np.repeat(needed, NUM_THRESHOLDS, axis=0)
-    # One search for all rows: offsets make the flattened running counts ascend.
-    offsets = np.arange(NUM_COMBINATIONS)[:, None] * (num_detections + divisors.max() + 1)
-    found = np.searchsorted((true_positives + offsets).ravel(), needed + offsets)
-    found -= np.arange(NUM_COMBINATIONS)[:, None] * num_detections
+    found = np.minimum(np.maximum(np.repeat(needed, NUM_THRESHOLDS, axis=0) - 1, 0), counts.max())
     shape = (len(num_instances), NUM_THRESHOLDS)
-    most = true_positives[:, -1].reshape(shape) if num_detections else np.zeros(shape)
-    return np.take_along_axis(precision, found, axis=1).reshape(*shape, -1), most / divisors[:, None]
+    at_levels = np.take_along_axis(precision, found, axis=1).reshape(*shape, -1)
+    return at_levels, counts.reshape(shape) / divisors[:, None]
 
 
 @lru_cache(maxsize=4096)
@@ -144,15 +146,18 @@ def _needed_for_recall(num_instances: int) -> np.ndarray:
     return np.searchsorted(np.arange(num_instances + 1) / num_instances, RECALL_LEVELS)
 
 
-def _count_instances(ground_truth: GroundTruth, is_evaluated: np.ndarray) -> np.ndarray:
-    image_index, category_index = np.divmod(ground_truth.cells, max(ground_truth.num_categories, 1))
+def _count_instances(ground_truth: GroundTruth, is_evaluated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what counts of each class: instances ``int64[A, C]`` by area range, and images ``int64[C]``."""
+    num_categories = ground_truth.num_categories
+    image_index, category_index = np.divmod(ground_truth.cells, max(num_categories, 1))
     counted = is_evaluated[image_index] & ~ground_truth.is_ignored
     outside = outside_bits(ground_truth.areas_px)
     rows = []
     for index in range(len(_AREA_NAMES)):
         inside = (outside >> np.uint64(index * NUM_THRESHOLDS)) & np.uint64(1) == 0
-        rows.append(np.bincount(category_index[counted & inside], minlength=ground_truth.num_categories))
-    return np.stack(rows)
+        rows.append(np.bincount(category_index[counted & inside], minlength=num_categories))
+    cells = np.unique(ground_truth.cells[counted])
+    return np.stack(rows), np.bincount(cells % max(num_categories, 1), minlength=num_categories)
 
 
 def _mean(values: np.ndarray) -> float:

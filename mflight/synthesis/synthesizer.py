@@ -164,6 +164,7 @@ class MosaicSynthesizer:
             "num_inference_steps": self.num_inference_steps,
             "guidance_scales": list(self._guidance_scales(request)),
             "attention": asdict(self.attention),
+            "mask_refiner": getattr(self.labeler.refiner, "checkpoint", None),
             "mflight_version": _mflight_version(),
         }
 

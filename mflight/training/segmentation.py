@@ -109,12 +109,15 @@ class InstanceSegmentationModule(L.LightningModule):
         predictions = self.model(images)
         category_ids = self._evaluator.ground_truth.category_ids
         for image, target, prediction in zip(images, targets, predictions, strict=True):
+            image_id = int(target["image_id"])
+            found_ids = category_ids[prediction["labels"].cpu().numpy() - 1]
+            needed = self._evaluator.needs_masks(image_id, found_ids)
             self._evaluator.update(
-                image_id=int(target["image_id"]),
+                image_id=image_id,
                 boxes_xyxy=prediction["boxes"].float().cpu(),
                 scores=prediction["scores"].float().cpu(),
-                category_ids=category_ids[prediction["labels"].cpu().numpy() - 1],
-                rles=predictions_to_rle(prediction, tuple(image.shape[-2:])),
+                category_ids=found_ids,
+                rles=predictions_to_rle(prediction, tuple(image.shape[-2:]), needed=needed),
             )
         return predictions
 

@@ -55,6 +55,14 @@ def test_masks_outside_of_the_image_and_empty_ones_are_empty():
     assert not decode(predictions_to_rle({"boxes": boxes, "roi_masks": masks}, (10, 12))).any()
 
 
+def test_only_the_masks_that_are_needed_are_made():
+    boxes = torch.tensor([[2.0, 1.0, 8.0, 5.0], [0.0, 0.0, 4.0, 4.0], [3.0, 3.0, 9.0, 9.0]])
+    prediction = {"boxes": boxes, "roi_masks": torch.ones(3, 1, 28, 28)}
+    every = predictions_to_rle(prediction, (10, 12))
+    some = predictions_to_rle(prediction, (10, 12), needed=np.array([True, False, True]))
+    assert some == [every[0], None, every[2]]
+
+
 def test_no_detections_give_no_masks():
     nothing = {"boxes": torch.zeros(0, 4), "roi_masks": torch.zeros(0, 1, 28, 28)}
     assert predictions_to_rle(nothing, (10, 12)) == []

@@ -1,11 +1,16 @@
+import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from mflight.evaluate import evaluate
+from mflight.evaluate import answer, evaluate
 from mflight.evaluation.scoring import score_results
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
 
 
 @pytest.fixture
@@ -35,6 +40,41 @@ def test_command_writes_the_figures_and_nothing_else(tmp_path, files):
     assert written == expected
     for iou_type in ("bbox", "segm"):
         assert f"{expected[iou_type]['APr']:.2f}" in done.stdout
+
+
+def test_per_class_table_holds_a_row_for_each_class(tmp_path, files):
+    annotations, predictions = files
+    table = tmp_path / "classes.csv"
+    evaluate(str(annotations), str(predictions), per_class=str(table))
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = score_results(ground_truth=annotations, results=predictions).per_class()
+    assert [row["name"] for row in rows] == [row["name"] for row in expected]
+    for key in ("category_id", "num_images", "num_instances", "segm/AP", "segm/AP50", "bbox/AR"):
+        assert [float(row[key]) for row in rows] == [row[key] for row in expected]
+    assert {row["frequency"] for row in rows} == {"rare", "common", "frequent"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"one of predictions, checkpoint, pool must be set, got none"),
+        (["pool=a", "checkpoint=b"], r"must be set, got \['checkpoint', 'pool'\]"),
+        (["predictions=a"], "annotations is not set"),
+        (["pool=a"], "segmenter is not set"),
+        (["pool=nowhere", "segmenter=b"], "found no pool.json in nowhere"),
+        (["checkpoint=nowhere"], "checkpoint must name a run folder .*nowhere is not there"),
+        (
+            ["checkpoint=nowhere", "output=no/out.json"],
+            "output must lie in an existing folder, found none at no",
+        ),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_told_in_one_sentence(overrides, message):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate", overrides)
+    with pytest.raises((ValueError, OSError), match=message):
+        answer(cfg)
 
 
 def test_command_says_what_is_missing_in_one_sentence(tmp_path, files):

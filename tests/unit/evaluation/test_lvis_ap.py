@@ -158,6 +158,23 @@ def test_restricted_to_images_equals_the_lvis_package_on_those_images(world):
     assert evaluator.compute()["segm"]["AP"] != evaluator.compute(image_ids=chosen)["segm"]["AP"]
 
 
+def test_masks_that_are_not_needed_change_nothing(world):
+    ground_truth = world.make_ground_truth(30)
+    results = world.make_results(ground_truth, 31, ties=True)
+    evaluator = LVISEvaluator(ground_truth=ground_truth)
+    cells = {(a["image_id"], a["category_id"]) for a in ground_truth["annotations"] if a["area"] > 0}
+    without = []
+    for result in results:
+        (needed,) = evaluator.needs_masks(result["image_id"], [result["category_id"]])
+        assert needed == ((result["image_id"], result["category_id"]) in cells)
+        without.append(result if needed else {**result, "segmentation": None})
+    assert 0.1 < np.mean([result["segmentation"] is None for result in without]) < 0.9
+    feed(evaluator, without)
+    assert_equal_to_lvis(world, ground_truth, results, evaluator=evaluator)
+    boxes_only = LVISEvaluator(ground_truth=ground_truth, iou_types=("bbox",))
+    assert not boxes_only.needs_masks(results[0]["image_id"], [results[0]["category_id"]]).any()
+
+
 def test_reset_forgets_detections(world):
     ground_truth = world.make_ground_truth(28)
     results = world.make_results(ground_truth, 29)
@@ -177,7 +194,11 @@ def tiny_ground_truth():
         "images": [
             {"id": 3, "height": 100, "width": 100, "neg_category_ids": [9], "not_exhaustive_category_ids": []}
         ],
-        "categories": [{"id": c, "name": str(c), "frequency": f} for c, f in ((5, "r"), (7, "c"), (9, "f"))],
+        "categories": [
+            {"id": 5, "name": "5", "frequency": "r"},
+            {"id": 7, "name": "7", "frequency": "c", "image_count": 40},
+            {"id": 9, "name": "9", "frequency": "f"},
+        ],
         "annotations": [
             {
                 "id": i,
@@ -221,6 +242,7 @@ def test_hand_worked_case():
         (9, "frequent", 0),
     ]
     assert rows[0]["bbox/AP"] == pytest.approx(expected, abs=1e-9)
+    assert [(row["num_images"], row["image_count"]) for row in rows] == [(1, None), (0, 40), (0, None)]
 
 
 def test_not_exhaustive_class_forgives_the_wrong_detection():
@@ -260,6 +282,7 @@ def square_rle(size):
         ({"scores": [0.5, 0.5]}, r"image 3 .*'scores': 2"),
         ({"scores": [float("nan")]}, "finite scores, got nan"),
         ({"rles": None}, "image 3 must have rles .* got None"),
+        ({"rles": [None]}, r"image 3: rles\[0\] is None, but the image has instances of its class"),
         (
             {"rles": [square_rle((50, 60))]},
             r"rles\[0\] must have the image's size \[100, 100\], got \[50, 60\]",

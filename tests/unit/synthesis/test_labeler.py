@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from mflight.functional.layout import MosaicLayout
+from mflight.functional.masks import mask_to_box
 from mflight.synthesis.labeler import AttentionLabeler
 
 LAYOUT = MosaicLayout(
@@ -90,6 +91,29 @@ def test_a_batch_of_canvases_is_the_canvases_one_by_one():
         for first, second in zip(together, separate, strict=True):
             np.testing.assert_array_equal(first.heat_map, second.heat_map)
             np.testing.assert_array_equal(first.mask, second.mask)
+
+
+def test_a_refiner_is_asked_on_the_canvas_and_only_for_masks_that_have_a_box():
+    image, truths, attention_maps = scene()
+    attention_maps[0] = [torch.zeros_like(maps) for maps in attention_maps[0]]
+    expected = AttentionLabeler(sigma_spatial_px=8.0).label(image, LAYOUT, attention_maps)
+    asked = []
+
+    def refiner(canvas, boxes):
+        asked.append((canvas.shape, boxes.tolist()))
+        masks = np.zeros((len(boxes), *canvas.shape[:2]), bool)
+        masks[:, 10:50, 60:130] = True  # reaches out of the second region, which begins at column 72
+        return masks
+
+    first, second = AttentionLabeler(sigma_spatial_px=8.0, refiner=refiner).label(
+        image, LAYOUT, attention_maps
+    )
+    x1, y1, x2, y2 = mask_to_box(expected[1].mask)
+    assert asked == [((64, 160, 3), [[x1 + 72.0, y1, x2 + 72.0, y2]])]
+    assert not first.mask.any()
+    assert second.mask.shape == truths[1].shape and second.mask[10:50, :58].all()
+    assert second.mask.sum() == 40 * 58
+    np.testing.assert_array_equal(second.coarse_mask, expected[1].coarse_mask)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,68 @@
+"""What a run folder holds: checkpoints, and the config that the run was started with. No torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG_FILE = Path(".hydra") / "config.yaml"
+"""Where a run folder holds the config that it was started with."""
+
+
+def find_checkpoint(checkpoint: str | Path) -> tuple[Path, Path]:
+    """Return the run folder and the checkpoint file that a run folder or a file stands for.
+
+    Args:
+        checkpoint: a run folder or a checkpoint file.
+
+    Returns:
+        Both paths, absolute.
+
+    Raises:
+        FileNotFoundError: if one of them is not there.
+    """
+    place = Path(checkpoint).resolve()
+    files = (
+        [place / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if place.is_dir() else [place]
+    )
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"checkpoint must name a run folder or a checkpoint file, {files[-1]} is not there"
+        )
+    run_dir = file.parent.parent
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise FileNotFoundError(
+            f"the config of the run belongs to its checkpoint: {file} needs {run_dir / CONFIG_FILE}, "
+            "which train.py writes"
+        )
+    return run_dir, file
+
+
+def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read the config of a run and take away what only training needs: synthesis, callbacks, loggers.
+
+    Args:
+        run_dir: the run folder.
+        overrides: ``key=value`` of the config.
+
+    Returns:
+        The config, as ``conf/train.yaml`` composed it for the run.
+
+    Raises:
+        ValueError: if an override is no ``key=value`` or names no key of the config.
+    """
+    cfg = OmegaConf.load(run_dir / CONFIG_FILE)
+    cfg.paths.run_dir = str(run_dir)  # the run's own place is known to its Hydra job only
+    for key, value in {"synthetic_ratio": 0.0, "stream": None, "service": None}.items():
+        cfg.synthesis[key] = value
+    OmegaConf.set_struct(cfg, True)
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"overrides must be key=value, got {override!r}")
+        try:
+            cfg.merge_with_dotlist([override])
+        except OmegaConfBaseException as error:
+            raise ValueError(f"overrides: {override!r} does not fit the run's config: {error}") from None
+    return cfg

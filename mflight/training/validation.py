@@ -1,0 +1,52 @@
+"""Score a checkpoint again: the detector of a run's own config on its validation images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+
+from mflight.training.console import calm_lightning
+from mflight.training.run_folder import find_checkpoint, load_run_config
+
+
+def validate_checkpoint(
+    *,
+    checkpoint: str | Path,
+    overrides: Sequence[str] = (),
+    max_detections: int = 300,
+    devices: int | str = 1,
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """Build the detector of a run, load a checkpoint into it and validate it.
+
+    Each rank matches the detections of its own images, and rank 0 scores what they have found. What is not
+    there (checkpoint, config, dataset) is a FileNotFoundError, an override that does not fit a ValueError.
+
+    Args:
+        checkpoint: a run folder, whose ``checkpoints/best.ckpt`` is taken, else ``last.ckpt``; or one of the
+            files in its ``checkpoints``.
+        overrides: ``key=value`` of the run's config, such as ``data.root=/elsewhere``.
+        max_detections: how many detections of an image count.
+        devices: ranks that share the images, or ``"auto"``: one for each GPU.
+
+    Returns:
+        Per IoU type the thirteen figures in percent, and a row for each class (see ``LVISEvaluator``); both
+        empty on all ranks but the first.
+    """
+    run_dir, checkpoint_file = find_checkpoint(checkpoint)
+    cfg = load_run_config(run_dir, overrides)
+    calm_lightning()
+    datamodule = instantiate(cfg.datamodule)
+    datamodule.check_files()
+    module = instantiate(cfg.module, evaluator={"max_detections": max_detections})
+    trainer: L.Trainer = instantiate(cfg.trainer, accelerator="auto", devices=devices, logger=False)
+    trainer.validate(module, datamodule=datamodule, ckpt_path=str(checkpoint_file), verbose=False)
+    figures: dict[str, dict[str, float]] = {}
+    if trainer.global_rank != 0:
+        return figures, []
+    for name, value in trainer.callback_metrics.items():
+        if name.startswith("val/") and name.count("/") == 2:
+            _, iou_type, figure = name.split("/")
+            figures.setdefault(iou_type, {})[figure] = float(value)
+    return figures, module.per_class
