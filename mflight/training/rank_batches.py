@@ -50,13 +50,14 @@ class RankBatches:
         self._batches.load_state_dict(state["ranks"][rank])
 
 
-<<<<<<< HEAD
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the sum of a tensor over the training ranks; all of them call it together."""
     if rank_and_world_size()[1] > 1:
         values = values.clone()
         dist.all_reduce(values)
-=======
+    return values
+
+
 def gather_from_ranks(value: Any) -> list[Any]:
     """Return what each rank has given, in order; all ranks call it together.
 
@@ -71,7 +72,6 @@ def gather_from_ranks(value: Any) -> list[Any]:
         return [value]
     values = [None] * world_size
     dist.all_gather_object(values, value)
->>>>>>> e34fdb4 (Resume each rank with its own random state)
     return values
 
 

@@ -134,28 +134,18 @@ class InstanceSegmentationModule(L.LightningModule):
         self._evaluator.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-<<<<<<< HEAD
-        """Keep the random state, and the best figures."""
+        """Keep the best figures, and the random state of each rank; rank 0 alone writes the file."""
         checkpoint["best_figures"] = dict(self._best)
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
-=======
-        """Keep the random state of each rank; Lightning writes rank 0's checkpoint alone."""
         state = {"cpu": torch.get_rng_state()}
->>>>>>> e34fdb4 (Resume each rank with its own random state)
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint["random_state"] = {"ranks": gather_from_ranks(state)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-<<<<<<< HEAD
-        """Remember the random state until training goes on, and the best figures."""
+        """Remember this rank's random state until training goes on, and the best figures."""
         self._best = dict(checkpoint.get("best_figures", {}))
-        self._random_state = checkpoint.get("random_state")
-=======
-        """Remember this rank's random state until training goes on."""
         states, (rank, _) = checkpoint.get("random_state", {}).get("ranks", []), rank_and_world_size()
         self._random_state = states[rank] if rank < len(states) else None
->>>>>>> e34fdb4 (Resume each rank with its own random state)
 
     def on_train_start(self) -> None:
         """Go on with the random state of the checkpoint."""
