@@ -4,7 +4,7 @@ torchvision's ``RoIHeads`` with two switches and a choice of the classification 
 mask a region, the detections of several classes on the same region share the work of the mask branch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor

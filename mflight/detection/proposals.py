@@ -37,27 +37,6 @@ class ProposalHead(RPNHead):
         return [level.float() for level in objectness], [level.float() for level in offsets]
 
 
-class FullPrecisionAnchors(AnchorGenerator):
-    """torchvision's anchors, in float32 whatever the features are.
-
-    Under ``bf16-mixed`` torchvision's take on the features' bfloat16, in which a coordinate of 1000 px is
-    rounded to 4 px, and every proposal is moved by as much.
-    """
-
-    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Move the anchors of one cell to the device."""
-        super().set_cell_anchors(torch.float32, device)
-
-
-class ProposalHead(RPNHead):
-    """torchvision's head, whose outputs are float32 under autocast too."""
-
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return for each level objectness float32[B, A, h, w] and offsets float32[B, 4 A, h, w]."""
-        objectness, offsets = super().forward(x)
-        return [level.float() for level in objectness], [level.float() for level in offsets]
-
-
 class ProposalNetwork(RegionProposalNetwork):
     """torchvision's network, whose loss leaves out the anchors inside the targets' ``ignore_boxes``.
 

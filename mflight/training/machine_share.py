@@ -27,7 +27,8 @@ def take_share(folder: Path, num_shares: int) -> None:
     """Claim a share of this machine that no other process of the sweep has, once for each process.
 
     From then on this process and all that it starts see their GPUs only (``CUDA_VISIBLE_DEVICES``) and run on
-    their cores only. It has to come before CUDA is first used. A RuntimeError tells that all shares are taken.
+    their cores only. It has to come before CUDA is first used. A RuntimeError tells that all shares are
+    taken.
 
     Args:
         folder: of the sweep, for the locks; the system frees that of a process which ends in any way.
