@@ -152,12 +152,12 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
         PoolError: if the members are not those of a sample of that id.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(span)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as archive:
             members = {os.path.splitext(one.name)[1]: archive.extractfile(one).read() for one in archive}
         about = msgspec.json.decode(members.pop(".json"))
         (picture,) = members.values()
         with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")) as opened:
-            image = np.array(opened.convert("RGB"))
+            image = np.array(opened if opened.mode == "RGB" else opened.convert("RGB"))
         sample = PoolSample(image=image, **about)
     except (tarfile.TarError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise PoolError(f"sample {sample_id}: its members are not a sample's ({error})") from error
@@ -170,7 +170,7 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
 
 def stored_image(span: bytes) -> tuple[bytes, str]:
     """Return the image file of a sample's tar members as it is stored, and its suffix, such as ``.jpg``."""
-    with tarfile.open(fileobj=io.BytesIO(span)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as archive:
         for member in archive:
             suffix = os.path.splitext(member.name)[1]
             if suffix in (".jpg", ".png"):
