@@ -115,7 +115,7 @@ def test_a_resumed_run_goes_on_with_each_ranks_own_place(start, whole):
 def test_the_average_precision_of_two_ranks_is_that_of_one(whole, world):
     overrides = [line for line in LIGHT if not line.startswith("+")]
     with initialize_config_dir(str(TRAIN.parent / "conf"), version_base="1.3"):
-        cfg = compose("train", [*overrides, "synthesis=none", f"data.root={world}", "paths.run_dir=none"])
+        cfg = compose("train", [*overrides, "synthesis=replay", f"data.root={world}", "paths.run_dir=none"])
     module, datamodule = instantiate(cfg.module), instantiate(cfg.datamodule)
     saved = torch.load(whole.checkpoint, map_location="cpu", weights_only=False)
     module.load_state_dict(saved["state_dict"])
