@@ -182,7 +182,7 @@ def resumed_from(resumed: Run) -> Path:
 
 def dead_generator_on_two_ranks(folder: Path, world: Path, draws: random.Random, number: int) -> Outcome:
     """The generator of two ranks fails at its first or third request, and is not started again."""
-    error_at, wait, num_steps = [(0, True, 4), (2, True, 8), (0, False, 40)][number % 3]
+    error_at, wait, num_steps = [(0, True, 4), (2, True, 8), (0, False, 12)][number % 3]
     overrides = [
         *LIGHT_GENERATOR,
         light_synthesizer(error_at=error_at),

@@ -25,7 +25,7 @@ from mflight.synthesis.stream import PoolStream
 from mflight.synthesis.worker import WorkerSpec, run_worker
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, categories
 
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 CAP = 2
 NUM_CUTS = 16
 
