@@ -26,9 +26,9 @@ def jobs_side_by_side() -> int:
 def take_share(folder: Path, num_shares: int) -> None:
     """Claim a share of this machine that no other process of the sweep has, once for each process.
 
-    From then on this process and all that it starts see their GPUs only (``CUDA_VISIBLE_DEVICES``) and run on
-    their cores only. It has to come before CUDA is first used. A RuntimeError tells that all shares are
-    taken.
+    From then on this process and all that it starts see their GPUs only (``CUDA_VISIBLE_DEVICES``), and run
+    on their cores only. It has to come before CUDA is first used. Where all shares
+    are taken, it raises a RuntimeError.
 
     Args:
         folder: of the sweep, for the locks; the system frees that of a process which ends in any way.
