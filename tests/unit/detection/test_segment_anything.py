@@ -48,7 +48,7 @@ def test_what_is_no_sam_checkpoint_is_told(tmp_path, checkpoint, image):
     with pytest.raises(FileNotFoundError, match=r"no SAM checkpoint: .*nowhere must be a folder"):
         SegmentAnything(checkpoint=tmp_path / "nowhere")
     CLIPTextConfig().save_pretrained(tmp_path / "clip")
-    with pytest.raises(ValueError, match="must hold a model of type 'sam', it holds 'clip_text_model'"):
+    with pytest.raises(ValueError, match="must hold a SAM model, it holds one of type 'clip_text_model'"):
         SegmentAnything(checkpoint=tmp_path / "clip")
     segmenter = SegmentAnything(checkpoint=checkpoint, device="cpu")
     with pytest.raises(ValueError, match=r"float\[N, 4\], got shape \[4\]"):
