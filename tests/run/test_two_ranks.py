@@ -19,7 +19,12 @@ sys.path.insert(0, str(TRAIN.parent / "benchmarks"))
 from fault_runs import LIGHT, Run
 from faults import build_world
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers.*", "ignore:.*__array__ implementation.*:DeprecationWarning"
+    ),
+]
 
 NUM_STEPS, RESUMED_AT, CAP = 8, 3, 2
 EVERY_CHECKPOINT = [
