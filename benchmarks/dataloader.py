@@ -8,8 +8,7 @@ Ours is the loader of ``python train.py experiment=lvis_baseline`` with the sett
 carried through each step, and Copy-Paste on these. Three settings: multi-scale (short side 640 to 800),
 large-scale jitter to 1024 px, and that with Copy-Paste on each image. Made data with LVIS's counts; both draw
 images uniformly; theirs pads to 1024 px, as torchvision's references do. The last line is ``RESULT {json}``:
-for each setting ``*_images_per_s``, ``*_plain_images_per_s`` and ``*_ratio``; ``ratio`` is that of the last,
-the heaviest.
+for each setting ``*_images_per_s``, ``*_plain_images_per_s`` and ``*_ratio``; ``ratio`` is that of the last.
 """
 
 import argparse

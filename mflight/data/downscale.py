@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as VF
 
 from mflight.data.target import INSTANCE_KEYS, Target
 from mflight.functional.boxes import clip_boxes
-from mflight.functional.masks import mask_to_box, resize_mask
+from mflight.functional.masks import mask_areas, mask_to_box, resize_mask
 
 Scale = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -72,7 +72,7 @@ def downscale(image: Tensor, target: Target, scale: float, min_area_px: int) -> 
     masks = torch.zeros((len(target["masks"]), *size_hw), dtype=torch.uint8)
     for mask, old in zip(masks, target["masks"], strict=True):
         mask.copy_(torch.from_numpy(resize_mask(old.numpy(), size_hw)))
-    area = masks.sum(dim=(1, 2), dtype=torch.float32)
+    area = torch.from_numpy(mask_areas(masks.numpy())).float()
     keep = area >= min_area_px
     unlabelled = torch.cat([target["ignore_boxes"], target["boxes"][~keep]])
     changed = {**target, "masks": masks, "area": area}

@@ -45,20 +45,28 @@ class Outlines:
         Returns:
             uint8[N, H, W] of 0 and 1.
         """
-        drawn = torch.zeros((len(self), *size_hw), dtype=torch.uint8)
-        coordinates = self.vertices.double().flatten().tolist()
-        codes, owners = [], []
+        drawn = np.zeros((len(self), *size_hw), dtype=np.uint8)
+        points = self.vertices.numpy().astype(np.float64)
         for instance in range(len(self)):
             first, last = self.polygon_offsets[instance : instance + 2]
-            edges = (2 * self.vertex_offsets[first : last + 1]).tolist()
-            polygons = [coordinates[a:b] for a, b in pairwise(edges)]
-            if polygons:
-                codes.append(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw)))
-                owners.append(instance)
-        if owners:
-            drawn[owners] = torch.from_numpy(
-                coco_mask.decode(codes).transpose(2, 0, 1).copy()
-            )  # [H, W, n] -> [n, H, W]
+            edges = self.vertex_offsets[first : last + 1].tolist()
+            if first < last:
+                _draw_polygons(drawn[instance], points[edges[0] : edges[-1]], np.array(edges) - edges[0])
         for instance, mask in self.masks.items():
-            drawn[instance] = mask
-        return drawn
+            drawn[instance] = mask.numpy()
+        return torch.from_numpy(drawn)
+
+
+def _draw_polygons(mask: np.ndarray, points: np.ndarray, edges: np.ndarray) -> None:
+    """Draw polygons into an empty mask; only the part around them is coded and decoded."""
+    height, width = mask.shape
+    # moved by whole pixels, COCO's code draws the same pixels
+    left, top = (max(0, int(low)) for low in np.floor(points.min(axis=0)))
+    x_end, y_end = np.ceil(points.max(axis=0)) + 1
+    right, bottom = min(width, int(x_end)), min(height, int(y_end))
+    if left >= right or top >= bottom:
+        return
+    moved = (points - (left, top)).ravel().tolist()
+    polygons = [moved[2 * a : 2 * b] for a, b in pairwise(edges.tolist())]
+    code = coco_mask.merge(coco_mask.frPyObjects(polygons, bottom - top, right - left))
+    mask[top:bottom, left:right] = coco_mask.decode(code)

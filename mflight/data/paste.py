@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
-from mflight.data.target import INSTANCE_KEYS, Target
-from mflight.functional.masks import mask_to_box, resize_mask
+from mflight.data.target import INSTANCE_KEYS, Target, keep_instances
+from mflight.functional.masks import mask_areas, mask_to_box, resize_mask
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def paste_patch(
         return image, target
     here, there = window
     masks = patch.masks[(slice(None), *there)]
-    area, whole = masks.sum(dim=(1, 2)), patch.masks.sum(dim=(1, 2))
+    area, whole = _areas(masks), _areas(patch.masks)
     stays = (area >= min_area_px) & (area >= min_visible_ratio * whole)
     masks, labels = masks[stays], patch.labels[stays]
     if not len(masks):
@@ -129,22 +130,38 @@ def _cover(
     target: Target, cover: Tensor, here: tuple[slice, slice], min_visible_ratio: float, min_area_px: int
 ) -> Target:
     """Take the covered pixels from every mask and drop the instances of which too little is left."""
-    masks = target["masks"].clone()
-    before = masks.sum(dim=(1, 2))
-    masks[(slice(None), *here)] *= 1 - cover
-    area = masks.sum(dim=(1, 2))
-    is_touched = area < before
-    keep = ~is_touched | ((area >= min_area_px) & (area >= min_visible_ratio * before))
-    boxes = target["boxes"].clone()
+    masks, boxes = target["masks"].clone(), target["boxes"].clone()
+    part = masks[(slice(None), *here)]
+    lost = torch.zeros(len(masks), dtype=torch.int64)
+    for index in torch.nonzero(_may_meet(boxes, here))[:, 0].tolist():
+        covered = part[index] & cover
+        lost[index] = np.count_nonzero(covered.numpy())
+        part[index] -= covered
+    is_touched = lost > 0
+    area = torch.zeros_like(lost)
+    area[is_touched] = _areas(masks[is_touched])
+    is_enough = (area >= min_area_px) & (area >= min_visible_ratio * (area + lost))
     for index in torch.nonzero(is_touched & (area > 0))[:, 0].tolist():
         boxes[index] = torch.tensor(mask_to_box(masks[index].numpy()), dtype=boxes.dtype)
-    is_rest = ~keep & (area > 0)
+    is_rest = is_touched & ~is_enough & (area > 0)
     areas = torch.where(is_touched, area.to(target["area"].dtype), target["area"])
     changed = {**target, "masks": masks, "boxes": boxes, "area": areas}
-    changed |= {key: changed[key][keep] for key in INSTANCE_KEYS}
     changed["ignore_boxes"] = torch.cat([target["ignore_boxes"], boxes[is_rest]])
-    lost = torch.cat([target["not_exhaustive_labels"], target["labels"][is_rest]])
-    return Target(**{**changed, "not_exhaustive_labels": lost.unique()})
+    unlabelled = torch.cat([target["not_exhaustive_labels"], target["labels"][is_rest]])
+    changed["not_exhaustive_labels"] = unlabelled.unique()
+    return keep_instances(Target(**changed), ~is_touched | is_enough)
+
+
+def _may_meet(boxes: Tensor, here: tuple[slice, slice]) -> Tensor:
+    """Tell which xyxy boxes reach into a window; a mask reaches out of its box by less than a pixel."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    rows, columns = here
+    beside = (x2 < columns.start - 1) | (x1 > columns.stop + 1)
+    return ~(beside | (y2 < rows.start - 1) | (y1 > rows.stop + 1))
+
+
+def _areas(masks: Tensor) -> Tensor:
+    return torch.from_numpy(mask_areas(masks.numpy()))
 
 
 def _append(target: Target, masks: Tensor, labels: Tensor, here: tuple[slice, slice]) -> Target:
@@ -157,7 +174,7 @@ def _append(target: Target, masks: Tensor, labels: Tensor, here: tuple[slice, sl
         "boxes": boxes,
         "labels": labels,
         "masks": whole,
-        "area": masks.sum(dim=(1, 2)).to(target["area"].dtype),
+        "area": _areas(masks).to(target["area"].dtype),
         "iscrowd": torch.zeros(len(labels), dtype=torch.int64),
     }
     return Target(

@@ -47,6 +47,13 @@ class Target(TypedDict):
     sample_id: str
 
 
+def keep_instances(target: Target, keep: Tensor) -> Target:
+    """Return the target with the instances where bool[N] ``keep`` is true; copies nothing if all stay."""
+    if keep.all():
+        return target
+    return Target(**{**target, **{key: target[key][keep] for key in INSTANCE_KEYS}})
+
+
 def check_target(target: Mapping[str, Any], size_hw: tuple[int, int], num_classes: int) -> None:
     """Raise unless ``target`` keeps every rule of :class:`Target`.
 

@@ -15,8 +15,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from mflight.data.outlines import Outlines
-from mflight.data.target import INSTANCE_KEYS, Target
+from mflight.data.target import Target, keep_instances
 from mflight.functional.boxes import clip_boxes
+from mflight.functional.masks import mask_areas
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 SidePx = Annotated[int, Field(ge=1)]
@@ -205,11 +206,11 @@ def _apply(
 def _refit(target: Target) -> Target:
     """Fit boxes and areas to the masks and drop the instances of which too little is left, from every key."""
     masks = target["masks"]
-    area = masks.sum(dim=(1, 2), dtype=torch.float32)
+    area = torch.from_numpy(mask_areas(masks.numpy())).float()
     boxes = _shrink_to_masks(target["boxes"], masks)
     keep = (area > 0) & _is_large(boxes)
     refitted = {**target, "boxes": boxes, "area": area}
-    return Target(**{**refitted, **{key: refitted[key][keep] for key in INSTANCE_KEYS}})
+    return keep_instances(Target(**refitted), keep)
 
 
 def _is_large(boxes: Tensor) -> Tensor:

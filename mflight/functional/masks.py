@@ -128,6 +128,22 @@ def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def mask_areas(masks: np.ndarray) -> np.ndarray:
+    """Return ``int64[N]``: the area of each mask in px.
+
+    Args:
+        masks: ``uint8[N, H, W]`` of 0 and 1. Torch's sum takes some hundred times as long for these.
+
+    Returns:
+        The number of pixels of each.
+
+    Example:
+        >>> mask_areas(np.array([[[0, 1], [1, 1]]], dtype=np.uint8)).tolist()
+        [3]
+    """
+    return np.array([np.count_nonzero(mask) for mask in masks.view(np.bool_)], dtype=np.int64)
+
+
 def label_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number the 4-connected components of a mask: pixels that touch at a corner only are apart.
 

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 from mflight.functional import masks as mask_functions
 from mflight.functional.masks import (
     label_components,
+    mask_areas,
     mask_to_box,
     polygons_to_mask,
     resize_mask,
@@ -89,3 +90,11 @@ def test_errors_name_the_value():
         polygons_to_mask([[0, 0, 1, 0, 1, 1], [0, 0, 1, 1]], size_hw=(4, 4))
     with pytest.raises(ValueError, match=r"of size \[4, 4\], its image of \[4, 5\]"):
         segmentation_to_mask(rle_encode(np.zeros((4, 4), dtype=bool)), (4, 5))
+
+
+def test_areas_of_masks_by_hand():
+    masks = np.zeros((3, 5, 6), dtype=np.uint8)
+    masks[0, 1:3, 2:5], masks[2] = 1, 1
+    assert mask_areas(masks).tolist() == [6, 0, 30]
+    assert mask_areas(masks[:, :2, ::2]).tolist() == [2, 0, 6]  # row 1, columns 2 and 4
+    assert mask_areas(masks[:0]).tolist() == []
