@@ -8,7 +8,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from faults import NUM_TRIALS, build_world, run_trials
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*__array__ implementation.*:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
