@@ -1,7 +1,7 @@
 """Score a results file, a checkpoint, or the masks of a pool: ``python -m mflight.evaluate --help``.
 
 python -m mflight.evaluate annotations=GT.json predictions=RESULTS.json [output=OUT.json] [per_class=OUT.csv]
-python -m mflight.evaluate checkpoint=RUN [devices=auto] [overrides='[data.root=/elsewhere]']
+python -m mflight.evaluate checkpoint=RUN [devices=auto] [overrides='["data.root=/elsewhere"]']
 python -m mflight.evaluate pool=POOL segmenter=facebook/sam-vit-huge
 """
 

@@ -12,6 +12,8 @@ _NOT_OURS = (
     ".*does not have many workers.*",  # data.num_workers is chosen for the host's cores
     ".*The dirpath has changed from.*",  # a resumed run has its own folder
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Using `DistributedSampler` with the dataloaders.*",  # the evaluator counts repeated images once
+    ".*callbacks used to create the checkpoint need to be provided.*",  # validation needs the weights alone
 )
 
 

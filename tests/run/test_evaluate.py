@@ -49,7 +49,7 @@ def test_a_checkpoint_scores_as_its_run_did_and_over_two_ranks_as_over_one(jobs,
     kept = {image["id"] for image in val["images"]}
     val["annotations"] = [a for a in val["annotations"] if a["image_id"] in kept]
     (jobs.folder / "few.json").write_text(json.dumps(val))
-    few = f"overrides=[data.val_annotations={jobs.folder / 'few.json'},data.val_batch_size=2]"
+    few = f'overrides=["data.val_annotations={jobs.folder}/few.json","data.val_batch_size=2"]'
     sharded, sharded_rows, _ = evaluate(jobs, f"checkpoint={last}", few, "devices=2")
     for iou_type, own in figures.items():
         assert sharded[iou_type] == pytest.approx(own, abs=1e-4)
