@@ -58,8 +58,8 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float | None, float | None
 def comparison_table(groups: Sequence[Group], iou_type: str) -> Table:
     """Lay out the groups: a column for each setting that differs, the seeds, and each figure."""
     table = Table(title="LVIS validation, percent: mean ± standard deviation over the runs")
-    for key in groups[0].settings or {"runs": ""}:
-        table.add_column(key)
+    for heading in _headings(list(groups[0].settings)) or ["runs"]:
+        table.add_column(heading, overflow="fold")
     table.add_column("seeds")
     for figure in FIGURES:
         table.add_column(figure, justify="right", style="bold" if figure == "APr" else None)
@@ -145,6 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in left_out:
         console.print(f"left out, not finished: {folder}", highlight=False)
     console.print(f"Written: {output / CSV_FILE}, {output / PLOT_FILE}", highlight=False)
+
+
+def _headings(keys: Sequence[str]) -> list[str]:
+    """Cut each key to its last part where no other ends alike."""
+    last_parts = [key.replace("/", ".").split(".")[-1] for key in keys]
+    return [last if last_parts.count(last) == 1 else key for key, last in zip(keys, last_parts, strict=True)]
 
 
 def _mean_cell(values: Sequence[float]) -> str:

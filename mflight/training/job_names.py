@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,20 +56,21 @@ def swept_overrides(hydra_cfg: DictConfig) -> list[str]:
     Returns:
         overrides in Hydra's syntax, such as ``seed=1``.
     """
-    given = _given_overrides(Path(hydra_cfg.sweep.dir) / "multirun.yaml")
+    fixed = _fixed_keys(Path(hydra_cfg.sweep.dir) / "multirun.yaml")
     params = set(hydra_cfg.sweeper.get("params") or ())
-    own = list(hydra_cfg.overrides.task)
-    if given is None:  # the Optuna sweeper keeps no record of them
-        return [override for override in own if override.partition("=")[0] in params]
-    return [override for override in own if override not in given]
+    own = {override: override.partition("=")[0] for override in hydra_cfg.overrides.task}
+    if fixed is None:  # the Optuna sweeper keeps no record of them
+        return [override for override, key in own.items() if key in params]
+    return [override for override, key in own.items() if key not in fixed]
 
 
-def _given_overrides(file: Path) -> list[str] | None:
-    """Return the sweep's command line, from what Hydra's basic sweeper leaves in the sweep's folder."""
+def _fixed_keys(file: Path) -> set[str] | None:
+    """Return what the sweep's command line gives one value, from what Hydra's basic sweeper leaves of it."""
     if not file.is_file():
         return None
     recorded: Any = OmegaConf.load(file)
-    return list(recorded.hydra.overrides.task)
+    given = OverridesParser.create().parse_overrides(list(recorded.hydra.overrides.task))
+    return {override.get_key_element() for override in given if not override.is_sweep_override()}
 
 
 def _last_part(key: str) -> str:

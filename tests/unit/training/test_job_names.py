@@ -36,9 +36,10 @@ def job(folder, task, params=None):
 
 
 def test_what_the_command_line_fixes_is_not_swept(tmp_path):
-    given = {"hydra": {"overrides": {"task": ["sweep=ratio", "seed=3", "data.batch_size=2,4"]}}}
+    given = {"hydra": {"overrides": {"task": ["sweep=ratio", "seed=3", "data.batch_size=2,4", "+a.b=true"]}}}
     OmegaConf.save(OmegaConf.create(given), tmp_path / "multirun.yaml")
     task = ["synthesis.synthetic_ratio=0", "seed=3", "sweep=ratio", "data.batch_size=2"]
+    task.append("+a.b=True")  # as Hydra writes it
     swept = swept_overrides(job(tmp_path, task, {"synthesis.synthetic_ratio": "0,1", "seed": "0,1"}))
     assert swept == ["synthesis.synthetic_ratio=0", "data.batch_size=2"]
 
