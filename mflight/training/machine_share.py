@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import multiprocessing
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def take_share(folder: Path, num_shares: int) -> None:
     if _held:
         return
     share = _lock_one(folder, num_shares)
+    multiprocessing.set_start_method(None, force=True)  # joblib's own is unknown to what its workers start
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else _all_gpus()
     if gpus:
