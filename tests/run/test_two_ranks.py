@@ -129,4 +129,6 @@ def test_the_average_precision_of_two_ranks_is_that_of_one(whole, world):
     assert saved["global_step"] == NUM_STEPS
     assert max(figures.values()) > 0
     for name, value in figures.items():
+        if name.startswith("val/best/"):
+            continue  # of earlier validations
         assert whole.results[name] == pytest.approx(value, abs=1e-4), name
