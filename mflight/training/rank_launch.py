@@ -46,15 +46,18 @@ def launch_ranks(cfg: DictConfig, num_ranks: int) -> dict[str, float]:
     run_dir = Path(cfg.paths.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, run_dir / CONFIG_FILE, resolve=True)
-    with tempfile.TemporaryDirectory(prefix="mflight_ranks_") as folder, _own_signal_handlers():
+    with (
+        tempfile.TemporaryDirectory(prefix="mflight_ranks_") as folder,
+        _same_mflight(),
+        _own_signal_handlers(),
+    ):
         agent = elastic_launch(_launch_config(num_ranks, folder), sys.executable)
         try:
             agent("-m", "mflight.rank", str(run_dir / CONFIG_FILE))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            raise RuntimeError(
-                f"rank {rank} of {num_ranks} has failed ({failure.exitcode}): {failure.message}"
-            ) from None
+            told = failure.message.get("message") if isinstance(failure.message, dict) else failure.message
+            raise RuntimeError(f"rank {rank} of {num_ranks} has failed: {told}") from None
         except SignalException as error:
             logger.warning("stopped by %s; to go on: resume_from=%s", error.sigval.name, run_dir)
             sys.exit(128 + error.sigval)
@@ -74,6 +77,21 @@ def _launch_config(num_ranks: int, log_dir: str) -> LaunchConfig:
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=log_dir),
     )
+
+
+@contextmanager
+def _same_mflight() -> Iterator[None]:
+    """Let the ranks import the package that this process has, wherever they are started."""
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = root if before is None else f"{root}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager

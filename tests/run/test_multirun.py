@@ -91,6 +91,14 @@ def test_a_sweep_with_two_ranks_runs_each_job_once_and_in_its_own_folder(sweeps,
         assert (folder / "pool" / "pool.json").is_file() == (ratio > 0)
 
 
+def test_a_rank_that_fails_ends_the_run_with_its_error(jobs):
+    settings = ["synthesis=none", "trainer.devices=2", "optim.optimizer.lr=-1", *TINY]
+    job = jobs.finish("failing_ranks", *settings)
+    assert job.process.returncode == 1
+    assert "RuntimeError: rank" in job.output and "Invalid learning rate: -1" in job.output
+    assert f'File "{TRAIN.parent / "mflight" / "rank.py"}"' in job.output, "the ranks run the same mflight"
+
+
 def test_the_runs_of_a_sweep_form_a_group_and_tell_what_sets_them_apart(sweeps):
     for name, seed, extra in (("ranks", 3, ""), ("grid", 0, " seed=0")):
         folder = folders_of(sweeps[name])[1 if name == "ranks" else 2]
