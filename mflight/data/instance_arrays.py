@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from mflight.data.annotation_format import AnnotationEntry, ImageEntry, is_usable
 
 DROP_REASONS = ("crowd", "degenerate box", "empty segmentation")
+_BLOCK = 65536  # rows that are put in order at a time
 _CHUNK = 8192  # what is decoded at a time; a chunk is turned into arrays by a few calls
 
 
@@ -105,8 +106,7 @@ class InstanceArrays:
         image, num_polygons, rle_lengths = joined["image"], joined["num_polygons"], joined["rle_lengths"]
         num_images = len(self._images)
         order = np.argsort(image, kind="stable")
-        polygon_order = _ranges(num_polygons, order)
-        vertex_order = _ranges(joined["num_vertices"], polygon_order)
+        polygon_order = _take_rows(np.arange(num_polygons.sum()), num_polygons, order)
         labels = joined["labels"][order]
         crowd_order = np.argsort(joined["crowd_image"], kind="stable")
         return {
@@ -117,9 +117,9 @@ class InstanceArrays:
             "areas": joined["areas"][order],
             "polygon_offsets": cumulate(num_polygons[order]),
             "vertex_offsets": cumulate(joined["num_vertices"][polygon_order]),
-            "vertices": joined["vertices"].reshape(-1, 2)[vertex_order],
+            "vertices": _take_rows(joined["vertices"].reshape(-1, 2), joined["num_vertices"], polygon_order),
             "rle_offsets": cumulate(rle_lengths[order]),
-            "rle": joined["rle"][_ranges(rle_lengths, order)],
+            "rle": _take_rows(joined["rle"], rle_lengths, order),
             "image_counts": self._count_images(image, joined["labels"]),
             "instance_counts": np.bincount(labels, minlength=self._num_labels + 1)[1:],
             "crowd_offsets": cumulate(np.bincount(joined["crowd_image"], minlength=num_images)),
@@ -190,8 +190,14 @@ def cumulate(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
-def _ranges(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return the positions of the rows ``order`` in rows of ``lengths`` that lie one behind another."""
+def _take_rows(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return the rows ``order`` of rows of ``lengths`` that lie one behind another in ``values``."""
     starts, lengths = cumulate(lengths)[:-1][order], lengths[order]
-    first = np.repeat(starts - cumulate(lengths)[:-1], lengths)
-    return first + np.arange(len(first))
+    taken, end = np.empty((lengths.sum(), *values.shape[1:]), dtype=values.dtype), 0
+    for first in range(0, len(order), _BLOCK):  # indices of all values at once would take twice their memory
+        start, length = starts[first : first + _BLOCK], lengths[first : first + _BLOCK]
+        index = np.repeat(start - cumulate(length)[:-1], length)
+        index += np.arange(len(index))
+        taken[end : end + len(index)] = values[index]
+        end += len(index)
+    return taken

@@ -26,13 +26,16 @@ from mflight.synthesis.service import ServiceReport, SynthesisService
 from mflight.synthesis.stream import PoolStream
 from mflight.training.generators import Generators, Sharing
 from mflight.training.rank_batches import RankBatches, rank_and_world_size
+from mflight.training.settings import check_categories, check_synthesis
 
 
 class MixedDataModule(L.LightningDataModule):
     """Feeds a detector with real and synthetic images, and keeps the generators alive meanwhile.
 
     A training batch is ``(images, targets)``: lists of float32[3, H, W] in [0, 1] and of torchvision targets
-    (``mflight.data.target``). It works under any Trainer; the loader shards itself over the ranks.
+    (``mflight.data.target``). It works under any Trainer; the loader shards itself over the ranks. A
+    ``synthetic_ratio`` above 0 without a ``stream`` is a ValueError, and so are ``downscale`` and ``paste``
+    that would both set the scale of synthetic instances.
 
     Args:
         train_annotations: LVIS v1 or COCO JSON of the images trained on.
@@ -63,10 +66,6 @@ class MixedDataModule(L.LightningDataModule):
             take turns; ``None`` if each side has its own.
         turn_steps: training steps between two turns of the generators.
         seed: of sampling and augmentation.
-
-    Raises:
-        ValueError: if ``synthetic_ratio`` is above 0 without a ``stream``, or if both ``downscale`` and
-            ``paste`` would set the scale of synthetic instances.
     """
 
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
@@ -101,16 +100,7 @@ class MixedDataModule(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        if synthetic_ratio > 0 and stream is None:
-            raise ValueError(
-                f"synthesis.synthetic_ratio={synthetic_ratio} needs a source of synthetic images: "
-                "choose synthesis=online or synthesis=replay, or set synthesis.synthetic_ratio=0"
-            )
-        if paste is not None and downscale is not None and downscale.scale_range != (1.0, 1.0):
-            raise ValueError(
-                f"synthesis.scale_range={downscale.scale_range} must be (1, 1) with synthesis/paste: there "
-                "instances have the scale of their class"
-            )
+        check_synthesis(synthetic_ratio, stream, downscale, paste)
         self.train_annotations, self.train_images = train_annotations, train_images
         self.val_annotations, self.val_images = val_annotations, val_images
         self._train_transform, self._cache_dir, self._prepare = train_transform, cache_dir, prepare
@@ -242,7 +232,7 @@ class MixedDataModule(L.LightningDataModule):
             cache_dir=self._cache_dir,
             transform=self._train_transform,
         )
-        self._check_categories(train.categories)
+        check_categories(train.annotations, self._val_dataset().annotations, self._num_classes)
         self._train_categories = train.categories
         image_categories = [train.annotations.image_category_ids(index) for index in range(len(train))]
         place = {"seed": self._seed, "rank": rank, "num_ranks": world_size}
@@ -264,19 +254,6 @@ class MixedDataModule(L.LightningDataModule):
             rank=rank,
             seed=self._seed,
         )
-
-    def _check_categories(self, train: Categories) -> None:
-        """Raise unless both files have the same classes, for labels are places in their order."""
-        if self._num_classes not in (None, len(train)):
-            wanted = f"the {len(train)} of {self.train_annotations}"
-            raise ValueError(f"data.num_classes must be {wanted}, got {self._num_classes}")
-        ids = [{c.category_id for c in categories} for categories in (train, self._val_dataset().categories)]
-        if ids[0] != ids[1]:
-            odd = sorted(ids[0] ^ ids[1])
-            raise ValueError(
-                f"data.train_annotations={self.train_annotations} and data.val_annotations="
-                f"{self.val_annotations} must list the same category ids, {odd[:10]} are in one of them only"
-            )
 
     def _synthetic_transform(self) -> Callable:
         if self._downscale is None:

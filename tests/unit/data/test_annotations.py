@@ -162,6 +162,7 @@ def test_classes_and_crowds_are_counted(tmp_path):
 
 def test_many_annotations_come_through_in_several_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(instance_arrays, "_CHUNK", 2)
+    monkeypatch.setattr(instance_arrays, "_BLOCK", 2)
     entries = [annotation(i, image_id=(20, 11)[i % 2], bbox=[1.0, 1.0, i, 2.0]) for i in range(1, 6)]
     arrays = read_annotation_file(write(tmp_path, entries))
     assert arrays["annotation_ids"].tolist() == [2, 4, 1, 3, 5]

@@ -1,0 +1,59 @@
+"""Rules between settings of the data, checked before anything expensive."""
+
+from collections.abc import Callable
+
+from mflight.data.downscale import RandomDownscale
+from mflight.data.lvis import LVISAnnotations
+
+
+def check_synthesis(
+    synthetic_ratio: float,
+    stream: Callable | None,
+    downscale: RandomDownscale | None,
+    paste: Callable | None,
+) -> None:
+    """Raise unless the settings of synthetic images agree.
+
+    Args:
+        synthetic_ratio: share of synthetic images.
+        stream: opens the pool.
+        downscale: makes synthetic images smaller.
+        paste: pastes synthetic instances.
+
+    Raises:
+        ValueError: if there is a share without a source, or if both ``downscale`` and ``paste`` would set the
+            scale of synthetic instances.
+    """
+    if synthetic_ratio > 0 and stream is None:
+        raise ValueError(
+            f"synthesis.synthetic_ratio={synthetic_ratio} needs a source of synthetic images: "
+            "choose synthesis=online or synthesis=replay, or set synthesis.synthetic_ratio=0"
+        )
+    if paste is not None and downscale is not None and downscale.scale_range != (1.0, 1.0):
+        raise ValueError(
+            f"synthesis.scale_range={downscale.scale_range} must be (1, 1) with synthesis/paste: there "
+            "instances have the scale of their class"
+        )
+
+
+def check_categories(train: LVISAnnotations, val: LVISAnnotations, num_classes: int | None) -> None:
+    """Raise unless both files have the same classes, for labels are places in their order.
+
+    Args:
+        train: annotations trained on.
+        val: annotations scored.
+        num_classes: how many there must be, or ``None``.
+
+    Raises:
+        ValueError: if their number is another, or an id is in one of the files only.
+    """
+    if num_classes not in (None, len(train.categories)):
+        wanted = f"the {len(train.categories)} of {train.annotation_file}"
+        raise ValueError(f"data.num_classes must be {wanted}, got {num_classes}")
+    ids = [{c.category_id for c in annotations.categories} for annotations in (train, val)]
+    if ids[0] != ids[1]:
+        odd = sorted(ids[0] ^ ids[1])
+        raise ValueError(
+            f"data.train_annotations={train.annotation_file} and data.val_annotations={val.annotation_file} "
+            f"must list the same category ids, {odd[:10]} are in one of them only"
+        )
