@@ -1,10 +1,11 @@
 """Collects the instances of an annotation file, chunk by chunk, as flat arrays."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from math import nan
 from pathlib import Path
-from struct import pack
+from struct import Struct
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -179,10 +180,15 @@ class _Chunk:
         count = 0
         for polygon in polygons:
             if is_usable(polygon):
-                self.vertices += pack(f"{len(polygon)}f", *polygon)
+                self.vertices += _packer(len(polygon))(*polygon)
                 self.num_vertices.append(len(polygon) // 2)
                 count += 1
         return count
+
+
+@cache
+def _packer(length: int) -> Callable[..., bytes]:
+    return Struct(f"{length}f").pack
 
 
 def cumulate(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -192,6 +198,8 @@ def cumulate(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
 
 def _take_rows(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Return the rows ``order`` of rows of ``lengths`` that lie one behind another in ``values``."""
+    if (order == np.arange(len(lengths))).all():  # the file has them in this order already
+        return values
     starts, lengths = cumulate(lengths)[:-1][order], lengths[order]
     taken, end = np.empty((lengths.sum(), *values.shape[1:]), dtype=values.dtype), 0
     for first in range(0, len(order), _BLOCK):  # indices of all values at once would take twice their memory
