@@ -51,11 +51,6 @@ def run(cfg: DictConfig) -> dict[str, float]:
     _check_pool(cfg)
     name_run(cfg)
     split = _split(cfg)
-    if split.synthesis_devices:
-        cfg.synthesis.devices = list(split.synthesis_devices)
-        cfg.synthesis.num_threads = split.synthesis_threads
-    if split.shares_gpu:
-        _share_device(cfg, split.synthesis_devices[0])
     torch.set_num_threads(split.trainer_threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -78,8 +73,20 @@ def run(cfg: DictConfig) -> dict[str, float]:
     )
     _say(cfg, split, checkpoint)
     _remember_pool(cfg)
+    _train(trainer, module, datamodule, cfg, checkpoint)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _train(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    datamodule: MixedDataModule,
+    cfg: DictConfig,
+    checkpoint: Path | None,
+) -> None:
+    """Fit, validate what has not been, and report; a SIGTERM ends the process, saved and with its number."""
     try:
-        for each in loggers:
+        for each in trainer.loggers:
             each.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
         if module.validated_at_step != trainer.global_step:  # the last epoch was cut short
@@ -90,8 +97,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         logger.warning("stopped by SIGTERM; to go on: resume_from=%s", cfg.paths.run_dir)
         sys.exit(128 + signal.SIGTERM)
     finally:
-        finish_loggers(loggers)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+        finish_loggers(trainer.loggers)
 
 
 def _pool_dir(cfg: DictConfig) -> Path | None:
@@ -135,7 +141,8 @@ def _remember_pool(cfg: DictConfig) -> None:
 
 
 def _split(cfg: DictConfig) -> DeviceSplit:
-    return split_devices(
+    """Divide the devices, and write down who draws where."""
+    split = split_devices(
         num_gpus=torch.cuda.device_count(),
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         global_batch_size=cfg.data.batch_size,
@@ -143,6 +150,12 @@ def _split(cfg: DictConfig) -> DeviceSplit:
         trainer_devices=_plain(cfg.trainer.devices),
         synthesis_devices=_plain(cfg.synthesis.get("devices", "auto")),
     )
+    if split.synthesis_devices:
+        cfg.synthesis.devices = list(split.synthesis_devices)
+        cfg.synthesis.num_threads = split.synthesis_threads
+    if split.shares_gpu:
+        _share_device(cfg, split.synthesis_devices[0])
+    return split
 
 
 def _plain(choice: Any) -> Any:
