@@ -159,7 +159,7 @@ def test_mosaics_are_the_same_in_a_batch_as_one_by_one(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_of_a_generator_ends_the_command_with_its_sentence(tmp_path):
-    overrides = [*squares(tmp_path, error_at=2), "num_samples=6"]
+    overrides = [*squares(tmp_path, error_at=2), "num_samples=6", "diffusion.batch_size=1"]
     with pytest.raises(GenerationError, match="generator w0 failed: ValueError: request 2 is cursed"):
         here(overrides)
     assert len(contents(tmp_path / "pool")[0]) == 2
