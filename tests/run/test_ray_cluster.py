@@ -65,7 +65,7 @@ def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_pa
         report, messages = poll_until(running, lambda report: report.statuses[0].state == "paused")
         assert 9 <= report.total("accepted") <= 9 + 4  # what is on its way when it pauses comes home
         os.kill(report.statuses[0].pid, signal.SIGKILL)
-        write_consumption(tmp_path, rank=0, world_size=1, used_samples=40)
+        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w0-00000.tar": 40})
         report, more = poll_until(running, lambda report: report.is_over)
         messages += more
     kept, dropped = answered(tmp_path)
