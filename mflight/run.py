@@ -26,6 +26,7 @@ from mflight.training.loggers import finish_loggers
 from mflight.training.machine_share import jobs_side_by_side, take_share
 from mflight.training.rank_launch import launch_ranks, must_launch_ranks
 from mflight.training.results import report_results
+from mflight.training.run_folder import checkpoint_file
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +118,7 @@ def _continue_from(cfg: DictConfig) -> Path | None:
     """Find the checkpoint to resume, and take over the pool that lies beside it."""
     if cfg.resume_from is None:
         return None
-    place = Path(cfg.resume_from).resolve()
-    checkpoint = place / "checkpoints" / "last.ckpt" if place.is_dir() else place
-    if not checkpoint.is_file():
-        raise FileNotFoundError(
-            f"resume_from must name a run folder or a checkpoint file, {checkpoint} is not there"
-        )
+    checkpoint = checkpoint_file(cfg.resume_from, ("last",), key="resume_from")
     pool = checkpoint.parent.parent / "pool"
     is_own = Path(cfg.paths.pool_dir) == Path(cfg.paths.run_dir) / "pool"  # nobody has named another one
     if is_own and pool.is_dir():

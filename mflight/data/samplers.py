@@ -1,6 +1,7 @@
 """In which order and how often images come: by repeat factors, or by classes in turn."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -55,7 +56,7 @@ def repeat_factors(
     return torch.tensor(per_image, dtype=torch.float64)
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(Sampler[int], ABC):
     """Endless indices of images, epoch after epoch; an epoch is a pure function of ``(seed, epoch)``.
 
     All ranks draw the same epoch and take turns in it, so that together they see each of its entries once.
@@ -80,8 +81,9 @@ class EpochSampler(Sampler[int]):
         entropy = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
         return self._draw(torch.Generator().manual_seed(int(entropy[0])))
 
+    @abstractmethod
     def _draw(self, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError
+        """Return int64: the images of one epoch for all ranks, in order."""
 
     def __iter__(self) -> Iterator[int]:
         """Yield the images of this rank, epoch after epoch, from where the state stands."""

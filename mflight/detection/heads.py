@@ -21,6 +21,8 @@ _MIN_BOX_SIDE_PX = 1e-2
 _MASKS_AT_ONCE = 16  # ground truth masks that are float32 at one time
 _CANDIDATES_PER_DETECTION = 16
 
+Watcher = Callable[[Tensor, list[Tensor], Sequence[Mapping[str, Tensor]]], None]
+
 
 class InstanceHeads(RoIHeads):
     """Box and mask branch with optional sharing of boxes and masks among the classes.
@@ -60,7 +62,7 @@ class InstanceHeads(RoIHeads):
         self.class_agnostic_masks = class_agnostic_masks
         self.classification_loss = classification_loss
         self.ignore_overlap = ignore_overlap
-        self.watchers: list[Callable[[Tensor, list[Tensor], Sequence[Mapping[str, Tensor]]], None]] = []
+        self.watchers: list[Watcher] = []
 
     def forward(
         self,

@@ -5,6 +5,7 @@ kept in buffers, so checkpoints hold it. Every rank must call it at every step, 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated
 
@@ -30,7 +31,7 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class ClassificationLoss(nn.Module):
+class ClassificationLoss(nn.Module, ABC):
     """What all of them have in common.
 
     ``loss(logits float32[R, num_logits], labels int64[R])`` is a scalar, 0 without regions; a label is 0 for
@@ -45,17 +46,9 @@ class ClassificationLoss(nn.Module):
         super().__init__()
         self.num_classes, self.num_logits = num_classes, num_logits
 
+    @abstractmethod
     def scores(self, logits: Tensor) -> Tensor:
         """Return float32[R, C] in [0, 1], the score of each class, of float32[R, num_logits]."""
-        raise NotImplementedError
-
-    def as_softmax(self, logits: Tensor) -> Tensor:
-        """Return float32[R, C + 1], the logits as they would stand in a softmax with the background first.
-
-        Figures such as a cross entropy by class are taken of these, so that detectors of different losses
-        compare. A sigmoid's logit is that of its class against a background of 0.
-        """
-        raise NotImplementedError
 
     def initial_bias(self) -> Tensor | None:
         """Return float32[num_logits], the classifier's bias before training; ``None``: torch's own start."""
@@ -80,10 +73,6 @@ class SoftmaxLoss(ClassificationLoss):
     def scores(self, logits: Tensor) -> Tensor:
         """Return the softmax without the background's share."""
         return logits.softmax(dim=1)[:, 1:]
-
-    def as_softmax(self, logits: Tensor) -> Tensor:
-        """Return the logits."""
-        return logits
 
 
 class FederatedLoss(ClassificationLoss):
@@ -130,10 +119,6 @@ class FederatedLoss(ClassificationLoss):
     def scores(self, logits: Tensor) -> Tensor:
         """Return the sigmoids."""
         return logits.sigmoid()
-
-    def as_softmax(self, logits: Tensor) -> Tensor:
-        """Return them behind a background of 0."""
-        return F.pad(logits, (1, 0))
 
     def initial_bias(self) -> Tensor:
         """Return the logit of ``prior``."""
@@ -193,11 +178,6 @@ class SeesawLoss(ClassificationLoss):
     def scores(self, logits: Tensor) -> Tensor:
         """Return the product of the two softmaxes."""
         return logits[:, 2:].softmax(dim=1) * logits[:, :2].softmax(dim=1)[:, 1:]
-
-    def as_softmax(self, logits: Tensor) -> Tensor:
-        """Return the logarithms of the background's share, and of the scores."""
-        objectness = logits[:, :2].log_softmax(dim=1)
-        return torch.cat([objectness[:, :1], objectness[:, 1:] + logits[:, 2:].log_softmax(dim=1)], dim=1)
 
     def initial_bias(self) -> Tensor:
         """Return zeros."""
@@ -259,10 +239,6 @@ class EQLv2Loss(ClassificationLoss):
         """Return the sigmoids of the classes, times one minus that of the background."""
         scores = logits.sigmoid()
         return scores[:, 1:] * (1 - scores[:, :1])
-
-    def as_softmax(self, logits: Tensor) -> Tensor:
-        """Return the logits."""
-        return logits
 
     def initial_bias(self) -> Tensor:
         """Return the logit of ``prior`` for the classes, and 0 for the background."""

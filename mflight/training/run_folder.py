@@ -10,8 +10,32 @@ CONFIG_FILE = Path(".hydra") / "config.yaml"
 """Where a run folder holds the config that it was started with."""
 
 
+def checkpoint_file(place: str | Path, names: Sequence[str], *, key: str) -> Path:
+    """Return the checkpoint file that a run folder or a file stands for.
+
+    Args:
+        place: a run folder or a checkpoint file.
+        names: of the checkpoints of a run folder, the one wanted most first.
+        key: what the user calls ``place``, for the message.
+
+    Returns:
+        Its path, absolute.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    place = Path(place).resolve()
+    files = [place / "checkpoints" / f"{name}.ckpt" for name in names] if place.is_dir() else [place]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"{key} must name a run folder or a checkpoint file, {files[-1]} is not there"
+        )
+    return file
+
+
 def find_checkpoint(checkpoint: str | Path) -> tuple[Path, Path]:
-    """Return the run folder and the checkpoint file that a run folder or a file stands for.
+    """Return the run folder and the best checkpoint, else the last, that a run folder or a file stands for.
 
     Args:
         checkpoint: a run folder or a checkpoint file.
@@ -22,15 +46,7 @@ def find_checkpoint(checkpoint: str | Path) -> tuple[Path, Path]:
     Raises:
         FileNotFoundError: if one of them is not there.
     """
-    place = Path(checkpoint).resolve()
-    files = (
-        [place / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if place.is_dir() else [place]
-    )
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise FileNotFoundError(
-            f"checkpoint must name a run folder or a checkpoint file, {files[-1]} is not there"
-        )
+    file = checkpoint_file(checkpoint, ("best", "last"), key="checkpoint")
     run_dir = file.parent.parent
     if not (run_dir / CONFIG_FILE).is_file():
         raise FileNotFoundError(

@@ -12,16 +12,16 @@ from lightning.pytorch.loggers import WandbLogger
 from pydantic import ConfigDict, Field, validate_call
 
 from mflight.data.categories import FREQUENCIES, Categories
-from mflight.detection.heads import InstanceHeads
 from mflight.synthesis.demand import ClassSignals, DemandRule
 from mflight.synthesis.signals import Demand
 from mflight.synthesis.stream import PoolStream
+from mflight.training.callbacks.heads_watcher import HeadsWatcher
 from mflight.training.class_losses import ClassLosses
 
 _COLUMNS = ("step", "category_id", "name", "frequency", "share", "loss", "AP", "drawn", "kept")
 
 
-class DemandFeedback(L.Callback):
+class DemandFeedback(HeadsWatcher):
     """Collects loss, AP and acceptance of each class, and writes the demand into the pool folder.
 
     The loss comes from the logits that training computes anyway, summed over all ranks; the AP from the
@@ -50,11 +50,11 @@ class DemandFeedback(L.Callback):
         half_life_steps: Annotated[float, Field(gt=0.0)] = 500.0,
         images: Literal["real", "all"] = "real",
     ):
+        super().__init__()
         self._rule, self._every_n_steps, self._images = rule, every_n_steps, images
         self._kept_share = 0.5 ** (every_n_steps / half_life_steps)
         self._losses: ClassLosses | None = None
         self._aps: dict[int, float] = {}
-        self._heads: list[InstanceHeads] = []
         self._saved: Mapping[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,9 +65,7 @@ class DemandFeedback(L.Callback):
         self._losses = ClassLosses(len(stream.categories), images=self._images, device=pl_module.device)
         if self._saved is not None:
             self._losses.load_state_dict(self._saved)
-        self._heads = [part for part in pl_module.modules() if isinstance(part, InstanceHeads)]
-        for heads in self._heads:
-            heads.watchers.append(self._losses.observe)
+        self.watch(pl_module, self._losses.observe)
         self._publish(trainer)
 
     def on_train_batch_end(
@@ -91,18 +89,6 @@ class DemandFeedback(L.Callback):
             rows = demand_rows(trainer.global_step, self._stream(trainer).categories, signals, shares)
             _append_csv(Path(trainer.default_root_dir) / "demand.csv", rows)
             _log_classes(trainer, rows)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the detector as it was."""
-        for heads in self._heads:
-            heads.watchers.remove(self._losses.observe)
-        self._heads = []
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the detector as it was."""
-        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the classes; all ranks call it together."""

@@ -5,16 +5,15 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from pydantic import Field, validate_call
 from torch import Tensor
 
-from mflight.detection.heads import InstanceHeads
 from mflight.synthesis.stream import PoolStream
-from mflight.training.rank_batches import rank_and_world_size
+from mflight.training.callbacks.heads_watcher import HeadsWatcher
+from mflight.training.rank_batches import gather_from_ranks
 
 
-class DetectorCheck(L.Callback):
+class DetectorCheck(HeadsWatcher):
     """Compares each synthetic sample, when it is trained on, with what the detector says of it.
 
     A sample is rejected when, of one of its classes, the regions that the detector samples on the instances
@@ -40,10 +39,10 @@ class DetectorCheck(L.Callback):
         from_step: Annotated[int, Field(ge=0)] = 0,
         every_n_steps: Annotated[int, Field(ge=1)] = 25,
     ):
+        super().__init__()
         self._min_score, self._from_step, self._every_n_steps = min_score, from_step, every_n_steps
         self._rejected: set[str] = set()
         self._pending: list[tuple[str, Tensor]] = []
-        self._heads: list[InstanceHeads] = []
         self._stream: PoolStream | None = None
         self._is_asked = False
 
@@ -53,9 +52,7 @@ class DetectorCheck(L.Callback):
         if self._min_score is None or self._stream is None:
             return
         self._stream.reject(self._rejected)
-        self._heads = [part for part in pl_module.modules() if isinstance(part, InstanceHeads)]
-        for heads in self._heads:
-            heads.watchers.append(self._observe)
+        self.watch(pl_module, self._observe)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -67,22 +64,10 @@ class DetectorCheck(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Reject from time to time what the detector spoke against."""
-        if self._heads and trainer.global_step % self._every_n_steps == 0:
+        if self.is_watching and trainer.global_step % self._every_n_steps == 0:
             self._reject()
             num_rejected = float(len(self._rejected_everywhere()))
             pl_module.log("synthesis/rejected/detector", num_rejected, rank_zero_only=True, batch_size=1)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the detector as it was."""
-        for heads in self._heads:
-            heads.watchers.remove(self._observe)
-        self._heads = []
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the detector as it was."""
-        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return which samples are out, of all ranks; all of them call it together."""
@@ -118,11 +103,7 @@ class DetectorCheck(L.Callback):
         self._stream.reject(names)
 
     def _rejected_everywhere(self) -> set[str]:
-        _, world_size = rank_and_world_size()
-        told: list[Any] = [self._rejected] * world_size
-        if world_size > 1:
-            dist.all_gather_object(told, self._rejected)
-        return set().union(*told)
+        return set().union(*gather_from_ranks(self._rejected))
 
 
 def strongest_contradiction(scores: Tensor, labels: Tensor) -> Tensor:
