@@ -1,8 +1,8 @@
 """LVIS ground truth as flat arrays, sorted by (image, category) cell, and the cells of the federated rule."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-FREQUENCIES = ("rare", "common", "frequent")
+from mflight.data.categories import FREQUENCIES, Category, frequency_of
+
 _FREQUENCY_OF_LETTER = {"r": "rare", "c": "common", "f": "frequent"}
 
 SegmentationT = TypeVar("SegmentationT")
@@ -36,9 +37,15 @@ class _Annotation(msgspec.Struct, Generic[SegmentationT], gc=False):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
-    area: float
+    area: float | UnsetType = UNSET
     ignore: int = 0
+    iscrowd: int = 0
     segmentation: SegmentationT | UnsetType = UNSET
+
+    @property
+    def area_px(self) -> float:
+        """The file's area in square pixels, the box's where it tells none."""
+        return self.bbox[2] * self.bbox[3] if self.area is UNSET else self.area
 
 
 class _File(msgspec.Struct, Generic[SegmentationT]):
@@ -68,8 +75,9 @@ class GroundTruth:
         cells: ``int64[G]`` ascending cell keys.
         ids: ``int64[G]`` annotation ids.
         boxes_xywh: ``float64[G, 4]`` in pixels.
-        areas_px: ``float64[G]`` the file's area, in square pixels.
-        is_ignored: ``bool[G]`` the file's ``ignore`` flag.
+        areas_px: ``float64[G]`` the file's area, in square pixels; the box's where the file tells none.
+        is_ignored: ``bool[G]`` the file's ``ignore`` flag, and crowds.
+        is_crowd: ``bool[G]`` the file's ``iscrowd`` flag: a region of many objects, as COCO has them.
         segmentations: ``G`` polygons, RLE dictionaries or their JSON text; None where there is none.
         judged_cells: ``int64[K]`` ascending keys of the cells in which detections count: those that hold
             an instance and those the image lists as negative. None: every cell (a file without
@@ -88,6 +96,7 @@ class GroundTruth:
     boxes_xywh: np.ndarray
     areas_px: np.ndarray
     is_ignored: np.ndarray
+    is_crowd: np.ndarray
     segmentations: list[Any]
     judged_cells: np.ndarray | None
     open_cells: np.ndarray
@@ -139,7 +148,7 @@ class GroundTruth:
             ),
             len(category_ids),
         )
-        kept = [index for index, entry in enumerate(parsed.annotations) if 0 < entry.area < math.inf]
+        kept = [index for index, entry in enumerate(parsed.annotations) if 0 < entry.area_px < math.inf]
         order = np.asarray(kept, dtype=np.int64)[np.argsort(cells[kept], kind="stable")]
         entries = [parsed.annotations[index] for index in order]
         return cls(
@@ -154,8 +163,9 @@ class GroundTruth:
             cells=cells[order],
             ids=np.array([entry.id for entry in entries], dtype=np.int64),
             boxes_xywh=np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4),
-            areas_px=np.array([entry.area for entry in entries], dtype=np.float64),
-            is_ignored=np.array([bool(entry.ignore) for entry in entries], dtype=bool),
+            areas_px=np.array([entry.area_px for entry in entries], dtype=np.float64),
+            is_ignored=np.array([bool(entry.ignore or entry.iscrowd) for entry in entries], dtype=bool),
+            is_crowd=np.array([bool(entry.iscrowd) for entry in entries], dtype=bool),
             segmentations=[None if e.segmentation is UNSET else e.segmentation for e in entries],
             judged_cells=_judged_cells(images, category_ids, cells[order], place),
             open_cells=_listed_cells([image.not_exhaustive_category_ids for image in images], category_ids),
@@ -165,6 +175,21 @@ class GroundTruth:
     def num_categories(self) -> int:
         """Number of categories the file lists."""
         return len(self.category_ids)
+
+    def with_missing_counts_of(self, categories: Iterable[Category]) -> Self:
+        """Take frequency and ``image_count`` of a class from the training set where this file tells none.
+
+        Args:
+            categories: the classes of the training set; a class that it lacks stays as it is.
+        """
+        known = {category.category_id: category for category in categories}
+        found = [known.get(category_id) for category_id in self.category_ids.tolist()]
+        frequencies, counts = list(self.frequencies), list(self.image_counts)
+        for index, category in enumerate(found):
+            if category is not None:
+                frequencies[index] = frequencies[index] or category.frequency
+                counts[index] = category.image_count if counts[index] is None else counts[index]
+        return replace(self, frequencies=tuple(frequencies), image_counts=tuple(counts))
 
     def check_segmentations(self) -> None:
         """Raise a ValueError that names the first instance without an outline."""
@@ -228,7 +253,7 @@ def _frequency_of(category: _Category, place: str) -> str:
         return frequency
     if category.image_count is None:
         return ""
-    return FREQUENCIES[int(np.searchsorted([10, 100], category.image_count))]  # <= 10, <= 100, more
+    return frequency_of(category.image_count)
 
 
 def _listed_cells(lists: list[list[int]], category_ids: np.ndarray) -> np.ndarray:

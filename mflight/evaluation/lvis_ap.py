@@ -5,12 +5,13 @@ Source: Gupta et al., "LVIS", arXiv:1908.03195 (federated annotation); the rules
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, validate_call
 
+from mflight.data.categories import Category
 from mflight.evaluation.detections import Detections, blocks_of_images, concatenate, select_judged
 from mflight.evaluation.ground_truth import GroundTruth, cells_of, index_of, is_member
 from mflight.evaluation.overlap import OverlapWorkers
@@ -60,6 +61,10 @@ class LVISEvaluator:
         self._num_pending = 0
         self._verdicts = [Verdicts.empty(self.iou_types)]
         self._figures: dict[tuple[str, bytes], ClassFigures] = {}
+
+    def take_missing_counts_of(self, categories: Iterable[Category]) -> None:
+        """Take frequency and ``image_count`` from the training set where the annotations tell none."""
+        self.ground_truth = self.ground_truth.with_missing_counts_of(categories)
 
     @property
     def updated_image_ids(self) -> list[int]:

@@ -70,7 +70,13 @@ class Pairs:
 
 
 def greedy_match(
-    pairs: Pairs, overlaps: np.ndarray, detection_cells: np.ndarray, ignored: np.ndarray, is_named: np.ndarray
+    pairs: Pairs,
+    overlaps: np.ndarray,
+    detection_cells: np.ndarray,
+    ignored: np.ndarray,
+    *,
+    is_named: np.ndarray,
+    is_crowd: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give each detection, best score first, the best instance of its cell that is still free.
 
@@ -87,6 +93,7 @@ def greedy_match(
         ignored: ``uint64[P]`` combinations in which the pair's instance does not count.
         is_named: ``bool[P]`` false where the instance has annotation id 0, which lvis-api reads as "no
             match": the instance is taken, yet its detection stays unmatched.
+        is_crowd: ``bool[P]`` true where the instance is a crowd, which many detections may match.
 
     Returns:
         ``uint64[D]`` combinations in which the detection is matched, and ``uint64[D]`` those in which it
@@ -96,6 +103,7 @@ def greedy_match(
     detection, reached = pairs.detection[order], reached_bits(overlaps[order])
     instance = np.unique(pairs.instance, return_inverse=True)[1][order]
     ignored, named = ignored[order], np.where(is_named[order], ALL_BITS, _NO_BITS)
+    single = np.where(is_crowd[order], _NO_BITS, ALL_BITS)
 
     occupied = np.zeros(len(detection_cells), dtype=np.uint64)  # [D]
     matched, matched_ignored = occupied.copy(), occupied.copy()
@@ -107,7 +115,7 @@ def greedy_match(
                 turn = ignored[step] if ignored_turn else ~ignored[step]
                 hit = reached[step] & turn & ~taken[g] & ~occupied[d]
                 occupied[d] |= hit
-                taken[g] |= hit
+                taken[g] |= hit & single[step]
                 matched[d] |= hit & named[step]
                 if ignored_turn:
                     matched_ignored[d] |= hit

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
-MaskCell = tuple[list[Any], list[Any], int, int]
-"""Outlines of the detections and of the instances of one cell, image height and width in pixels."""
+MaskCell = tuple[list[Any], list[Any], list[bool], int, int]
+"""Outlines of the detections and of the instances of one cell, which of these are crowds, image height and
+width in pixels."""
 
 
 class Rle(msgspec.Struct, gc=False):
@@ -26,19 +27,30 @@ class Rle(msgspec.Struct, gc=False):
     counts: Any  # msgspec tells no str from bytes in a union
 
 
-def box_overlaps(first_xywh: np.ndarray, second_xywh: np.ndarray) -> np.ndarray:
-    """Return ``float64[P]``: the IoU of each pair of boxes ``float64[P, 4]``, 0 where they do not overlap."""
-    top_left = np.maximum(first_xywh[:, :2], second_xywh[:, :2])
-    bottom_right = np.minimum(first_xywh[:, :2] + first_xywh[:, 2:], second_xywh[:, :2] + second_xywh[:, 2:])
-    sides = bottom_right - top_left
+def box_overlaps(detected_xywh: np.ndarray, annotated_xywh: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
+    """Compare pairs of boxes.
+
+    Args:
+        detected_xywh: ``float64[P, 4]`` in pixels.
+        annotated_xywh: ``float64[P, 4]`` in pixels.
+        is_crowd: ``bool[P]`` where the annotated box holds many objects.
+
+    Returns:
+        ``float64[P]``: the IoU; with a crowd the share of the detected box within it, as in COCO.
+    """
+    ends = detected_xywh[:, :2] + detected_xywh[:, 2:], annotated_xywh[:, :2] + annotated_xywh[:, 2:]
+    sides = np.minimum(*ends) - np.maximum(detected_xywh[:, :2], annotated_xywh[:, :2])
     intersection = sides[:, 0] * sides[:, 1]
-    union = first_xywh[:, 2] * first_xywh[:, 3] + second_xywh[:, 2] * second_xywh[:, 3] - intersection
+    detected_px, annotated_px = detected_xywh[:, 2:].prod(axis=1), annotated_xywh[:, 2:].prod(axis=1)
+    whole = np.where(is_crowd, detected_px, detected_px + annotated_px - intersection)
     overlapping = (sides > 0).all(axis=1)
-    return np.divide(intersection, union, out=np.zeros(len(union)), where=overlapping)
+    return np.divide(intersection, whole, out=np.zeros(len(whole)), where=overlapping)
 
 
 def mask_overlaps(cells: Sequence[MaskCell]) -> np.ndarray:
     """Return the IoU of every (detection, instance) pair, cell after cell, detection after detection.
+
+    With a crowd it is the share of the detection within it, as in COCO.
 
     Args:
         cells: cells that hold at least one detection and one instance.
@@ -47,7 +59,7 @@ def mask_overlaps(cells: Sequence[MaskCell]) -> np.ndarray:
         ``float64[P]``.
     """
     overlaps = []
-    for detected, annotated, height_px, width_px in cells:
+    for detected, annotated, is_crowd, height_px, width_px in cells:
         detected_rles = [
             {"size": outline.size, "counts": outline.counts}
             if type(outline) is Rle and type(outline.counts) is not list
@@ -55,7 +67,7 @@ def mask_overlaps(cells: Sequence[MaskCell]) -> np.ndarray:
             for outline in detected
         ]
         annotated_rles = [outline_to_rle(outline, height_px, width_px) for outline in annotated]
-        overlaps.append(coco_mask.iou(detected_rles, annotated_rles, [0] * len(annotated_rles)).ravel())
+        overlaps.append(coco_mask.iou(detected_rles, annotated_rles, is_crowd).ravel())
     return np.concatenate(overlaps) if overlaps else np.zeros(0)
 
 

@@ -5,8 +5,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from mflight.data.categories import FREQUENCIES
 from mflight.evaluation.detections import position_in_run
-from mflight.evaluation.ground_truth import FREQUENCIES, GroundTruth
+from mflight.evaluation.ground_truth import GroundTruth
 from mflight.evaluation.matching import (
     AREA_RANGES_PX,
     IOU_THRESHOLDS,

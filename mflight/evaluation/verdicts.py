@@ -89,7 +89,9 @@ def start_judging(
         for iou_type in iou_types:
             if iou_type == "bbox":
                 overlaps = box_overlaps(
-                    detections.boxes_xywh[pairs.detection], ground_truth.boxes_xywh[pairs.instance]
+                    detections.boxes_xywh[pairs.detection],
+                    ground_truth.boxes_xywh[pairs.instance],
+                    ground_truth.is_crowd[pairs.instance],
                 )
             else:
                 overlaps = wait_for_masks()
@@ -114,8 +116,14 @@ def _judge(
     pairs, overlaps = pairs.where(near), overlaps[near]
     ignored = outside_bits(ground_truth.areas_px[pairs.instance])
     ignored[ground_truth.is_ignored[pairs.instance]] = ALL_BITS
-    is_named = ground_truth.ids[pairs.instance] != 0
-    matched, matched_ignored = greedy_match(pairs, overlaps, cells, ignored, is_named)
+    matched, matched_ignored = greedy_match(
+        pairs,
+        overlaps,
+        cells,
+        ignored,
+        is_named=ground_truth.ids[pairs.instance] != 0,
+        is_crowd=ground_truth.is_crowd[pairs.instance],
+    )
     outside = outside_bits(detections.areas_px)
     outside[is_member(cells, ground_truth.open_cells)] = ALL_BITS
     counting = ~(matched_ignored | (~matched & outside)) & ALL_BITS
@@ -130,12 +138,14 @@ def _mask_cells(detections: Detections, cells: np.ndarray, ground_truth: GroundT
     instance_last = np.searchsorted(ground_truth.cells, keys, side="right")
     mask_cells = []
     for index in np.flatnonzero(instance_last > instance_first):
-        outlines = ground_truth.segmentations[instance_first[index] : instance_last[index]]
+        instances = slice(instance_first[index], instance_last[index])
+        outlines = ground_truth.segmentations[instances]
         height_px, width_px = ground_truth.image_hw[detections.image_index[first[index]]].tolist()
         mask_cells.append(
             (
                 detections.segmentations[first[index] : last[index]],
                 [bytes(outline) if isinstance(outline, msgspec.Raw) else outline for outline in outlines],
+                ground_truth.is_crowd[instances].tolist(),
                 height_px,
                 width_px,
             )

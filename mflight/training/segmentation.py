@@ -100,6 +100,8 @@ class InstanceSegmentationModule(L.LightningModule):
             if self._build_evaluator is None:
                 raise ValueError("validation needs an evaluator, got evaluator=None")
             self._evaluator = self._build_evaluator()
+            if "" in self._evaluator.ground_truth.frequencies and self.trainer.datamodule is not None:
+                self._evaluator.take_missing_counts_of(self.trainer.datamodule.train_categories)
         self._evaluator.reset()
         self.validated_at_step = self.global_step
 

@@ -15,7 +15,10 @@ HEIGHT_PX, WIDTH_PX = 120, 160
 def world():
     """The functions of this file; a fixture, so that no test imports a test file."""
     return SimpleNamespace(
-        make_ground_truth=make_ground_truth, make_results=make_results, run_lvis_package=run_lvis_package
+        make_ground_truth=make_ground_truth,
+        make_results=make_results,
+        run_lvis_package=run_lvis_package,
+        run_coco_package=run_coco_package,
     )
 
 
@@ -97,6 +100,26 @@ def _result(source, image_id, category_id, shift, score, ties):
         "bbox": [float(x + shift[0]), float(y + shift[1]), w, h],
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
     }
+
+
+def run_coco_package(ground_truth, results, iou_type):
+    """Mean AP and AR in [0, 1] of pycocotools, over all areas and for small, medium and large."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    coco = COCO()
+    coco.dataset = copy.deepcopy(ground_truth)
+    coco.createIndex()
+    scorer = COCOeval(coco, coco.loadRes(copy.deepcopy(results)), iou_type)
+    scorer.params.maxDets = [300]
+    scorer.evaluate()
+    scorer.accumulate()
+    figures = {}
+    for area, letter in enumerate(["", "s", "m", "l"]):
+        for name, values in (("AP", scorer.eval["precision"]), ("AR", scorer.eval["recall"])):
+            of_area = values[..., area, 0]
+            figures[name + letter] = of_area[of_area > -1].mean()
+    return figures
 
 
 def run_lvis_package(ground_truth, results, iou_type):

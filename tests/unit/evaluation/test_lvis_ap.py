@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from mflight.data.categories import Category
 from mflight.evaluation.lvis_ap import LVISEvaluator
 from mflight.evaluation.scoring import score_results
 
@@ -267,6 +268,44 @@ def test_coco_format_without_negatives_counts_every_class():
     ]
     figures = score_results(ground_truth=ground_truth, results=results).compute()["bbox"]
     assert (figures["APr"], figures["APc"]) == (pytest.approx(100.0), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_coco_format_with_crowds_equals_pycocotools(world, seed):
+    ground_truth = world.make_ground_truth(seed + 30)
+    for image in ground_truth["images"]:
+        del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+    for index, annotation in enumerate(ground_truth["annotations"]):
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        annotation["iscrowd"] = int(index % 4 == 0)
+    results = world.make_results(ground_truth, seed + 40)
+    ours = score_results(ground_truth=ground_truth, results=results).compute()
+    for iou_type in ("bbox", "segm"):
+        expected = world.run_coco_package(ground_truth, results, iou_type)
+        assert {name: ours[iou_type][name] / 100 for name in expected} == pytest.approx(expected, abs=1e-9)
+
+    for annotation in ground_truth["annotations"]:
+        del annotation["area"]
+    assert score_results(ground_truth=ground_truth, results=results).compute() == ours
+    for annotation in ground_truth["annotations"]:
+        del annotation["iscrowd"]
+    assert score_results(ground_truth=ground_truth, results=results).compute() != ours
+
+
+def test_missing_frequencies_come_from_the_training_set():
+    ground_truth = tiny_ground_truth()
+    ground_truth["categories"] = [{"id": 5, "name": "5"}, {"id": 7, "name": "7", "frequency": "c"}]
+    evaluator = LVISEvaluator(ground_truth=ground_truth, iou_types=("bbox",))
+    detections = {"boxes_xyxy": [[0, 0, 40, 40]], "scores": [0.5], "category_ids": [5]}
+    evaluator.update(image_id=3, **detections)
+    assert evaluator.compute()["bbox"]["APr"] == -1
+    evaluator.take_missing_counts_of(
+        [Category(5, "5", frequency="rare", image_count=4), Category(7, "7", image_count=3000)]
+    )
+    figures = evaluator.compute()["bbox"]
+    assert figures["APr"] == figures["AP"] > 0
+    told = [(row["frequency"], row["image_count"]) for row in evaluator.per_class()]
+    assert told == [("rare", 4), ("common", 3000)]
 
 
 def square_rle(size):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -78,6 +80,7 @@ class Scores:
     """An evaluator that has seen nothing and says what it is told to."""
 
     updated_image_ids = ()
+    ground_truth = SimpleNamespace(frequencies=("rare",))
 
     def __init__(self, values):
         self.values = values
