@@ -62,7 +62,12 @@ def build_workspace(*, entity: str = "", project: str = "mflight", name: str = "
         settings=ws.WorkspaceSettings(x_axis=X_AXIS, max_runs=20),
         runset_settings=ws.RunsetSettings(
             groupby=[ws.Metric("Group")],
-            pinned_columns=[f"summary:{BEST_FIGURE}", "config:synthesis.synthetic_ratio", "config:seed"],
+            # as W&B stores a config: ".value" below its first key
+            pinned_columns=[
+                f"summary:{BEST_FIGURE}",
+                "config:synthesis.value.synthetic_ratio",
+                "config:seed.value",
+            ],
         ),
     )
 

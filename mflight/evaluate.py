@@ -37,6 +37,7 @@ def evaluate(
     max_detections: int = 300,
     num_workers: int | None = None,
     per_class: str | None = None,
+    train_annotations: str | None = None,
 ) -> Figures:
     """Score a results file and write the figures.
 
@@ -47,6 +48,8 @@ def evaluate(
         max_detections: how many detections of an image count.
         num_workers: processes for mask overlaps, see ``score_results``.
         per_class: path of the CSV file with a row for each class; None to write nothing.
+        train_annotations: path of the training annotations, whose frequencies and image counts stand for
+            those that ``annotations`` lack.
 
     Returns:
         Per IoU type in the results the thirteen figures in percent, -1 where there is nothing to average.
@@ -56,13 +59,22 @@ def evaluate(
     """
     from mflight.evaluation.scoring import score_results
 
-    for key, path in (("annotations", annotations), ("predictions", predictions)):
-        if not Path(path).is_file():
+    inputs = {
+        "annotations": annotations,
+        "predictions": predictions,
+        "train_annotations": train_annotations,
+    }
+    for key, path in inputs.items():
+        if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"{key} must be an existing JSON file, found no file at {path}")
     _require_folders(output, per_class)
     evaluator = score_results(
         ground_truth=annotations, results=predictions, max_detections=max_detections, num_workers=num_workers
     )
+    if train_annotations is not None:
+        from mflight.data.lvis import read_categories
+
+        evaluator.take_missing_counts_of(read_categories(train_annotations))
     figures = evaluator.compute()
     _write(figures, evaluator.per_class(), output, per_class)
     return figures
@@ -236,6 +248,7 @@ def answer(cfg: DictConfig) -> Figures:
             cfg.predictions,
             max_detections=cfg.max_detections,
             num_workers=cfg.num_workers,
+            train_annotations=cfg.train_annotations,
             **files,
         )
     if cfg.checkpoint is not None:

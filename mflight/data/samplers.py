@@ -90,6 +90,11 @@ class EpochSampler(Sampler[int], ABC):
         while True:
             # rank k of K takes the entries k, k + K, k + 2 K, ... of the epoch
             indices = self.epoch_indices(self._epoch)[self._rank :: self._num_ranks].tolist()
+            if not indices:
+                raise ValueError(
+                    f"an epoch must hold an image for each of the {self._num_ranks} ranks, "
+                    f"rank {self._rank} gets none"
+                )
             while self._position < len(indices):
                 self._position += 1
                 yield indices[self._position - 1]

@@ -92,13 +92,16 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Turn an image into float and draw its masks; sizes stay, for the detector resizes in evaluation."""
+    """Turn an image into float; its size stays, for the detector resizes, and no mask is drawn.
+
+    What is scored against comes from the annotation file.
+    """
 
     def __call__(
-        self, image: Tensor, target: dict[str, Any] | Target, outlines: Outlines | None = None
-    ) -> tuple[Tensor, Target]:
-        """Return float32[3, H, W] in [0, 1] and its target; arguments as in :class:`TrainTransform`."""
-        return _apply(v2.Identity(), image, target, outlines)
+        self, image: Tensor, target: dict[str, Any], outlines: Outlines | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return float32[3, H, W] in [0, 1] and the target, as it came."""
+        return VF.to_dtype(image, torch.float32, scale=True), target
 
 
 class RandomScale(v2.ScaleJitter):

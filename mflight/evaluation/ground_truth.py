@@ -28,7 +28,7 @@ class _Image(msgspec.Struct):
 class _Category(msgspec.Struct):
     id: int
     name: str = ""
-    frequency: str = ""
+    frequency: str | None = None
     image_count: int | None = None
 
 
@@ -80,8 +80,8 @@ class GroundTruth:
         is_crowd: ``bool[G]`` the file's ``iscrowd`` flag: a region of many objects, as COCO has them.
         segmentations: ``G`` polygons, RLE dictionaries or their JSON text; None where there is none.
         judged_cells: ``int64[K]`` ascending keys of the cells in which detections count: those that hold
-            an instance and those the image lists as negative. None: every cell (a file without
-            ``neg_category_ids`` is taken as annotated exhaustively, as COCO is).
+            an instance, those the image lists as negative, and all of an image without
+            ``neg_category_ids``, which is taken as annotated exhaustively, as COCO is. None: every cell.
         open_cells: ``int64[L]`` ascending keys of the cells that are not annotated exhaustively.
     """
 
@@ -113,8 +113,8 @@ class GroundTruth:
 
         Raises:
             FileNotFoundError: if the path does not exist.
-            ValueError: if the content breaks LVIS's format, if an id occurs twice, if an annotation names an
-                unknown image or category, or if only some images list ``neg_category_ids``.
+            ValueError: if the content breaks LVIS's format, if an id occurs twice, or if an annotation names
+                an unknown image or category.
         """
         if isinstance(source, cls):
             return source
@@ -167,7 +167,7 @@ class GroundTruth:
             is_ignored=np.array([bool(entry.ignore or entry.iscrowd) for entry in entries], dtype=bool),
             is_crowd=np.array([bool(entry.iscrowd) for entry in entries], dtype=bool),
             segmentations=[None if e.segmentation is UNSET else e.segmentation for e in entries],
-            judged_cells=_judged_cells(images, category_ids, cells[order], place),
+            judged_cells=_judged_cells(images, category_ids, cells[order]),
             open_cells=_listed_cells([image.not_exhaustive_category_ids for image in images], category_ids),
         )
 
@@ -181,6 +181,9 @@ class GroundTruth:
 
         Args:
             categories: the classes of the training set; a class that it lacks stays as it is.
+
+        Returns:
+            The same instances with these figures.
         """
         known = {category.category_id: category for category in categories}
         found = [known.get(category_id) for category_id in self.category_ids.tolist()]
@@ -265,14 +268,11 @@ def _listed_cells(lists: list[list[int]], category_ids: np.ndarray) -> np.ndarra
 
 
 def _judged_cells(
-    images: list[_Image], category_ids: np.ndarray, instance_cells: np.ndarray, place: str
+    images: list[_Image], category_ids: np.ndarray, instance_cells: np.ndarray
 ) -> np.ndarray | None:
-    lacking = [image.id for image in images if image.neg_category_ids is UNSET]
-    if len(lacking) == len(images):
+    exhaustive = np.flatnonzero([image.neg_category_ids is UNSET for image in images])
+    if len(exhaustive) == len(images):
         return None
-    if lacking:
-        raise ValueError(
-            f"{place}: all images or none must list neg_category_ids, image {lacking[0]} does not"
-        )
-    negative_cells = _listed_cells([image.neg_category_ids for image in images], category_ids)
-    return np.union1d(negative_cells, instance_cells)
+    listed = [[] if image.neg_category_ids is UNSET else image.neg_category_ids for image in images]
+    whole = cells_of(exhaustive[:, None], np.arange(len(category_ids)), len(category_ids)).ravel()
+    return np.unique(np.concatenate([_listed_cells(listed, category_ids), whole, instance_cells]))

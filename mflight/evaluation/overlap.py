@@ -72,13 +72,19 @@ def mask_overlaps(cells: Sequence[MaskCell]) -> np.ndarray:
 
 
 def outline_to_rle(outline: Any, height_px: int, width_px: int) -> dict[str, Any]:
-    """Return a compressed RLE dictionary of polygons, an RLE dictionary or ``Rle``, or JSON text."""
+    """Return a compressed RLE dictionary of polygons, an RLE dictionary or ``Rle``, or JSON text.
+
+    Polygons of fewer than three points enclose nothing.
+    """
     if isinstance(outline, Rle):
         outline = {"size": outline.size, "counts": outline.counts}
     elif isinstance(outline, bytes):
         outline = msgspec.json.decode(outline)
     if isinstance(outline, list):
-        return coco_mask.merge(coco_mask.frPyObjects(outline, height_px, width_px))
+        polygons = [polygon for polygon in outline if len(polygon) >= 6]
+        if not polygons:
+            return coco_mask.encode(np.zeros((height_px, width_px), dtype=np.uint8, order="F"))
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
     if isinstance(outline["counts"], list):
         return coco_mask.frPyObjects(outline, height_px, width_px)
     return outline

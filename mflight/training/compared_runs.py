@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-RESULTS_FILE, CONFIG_FILE, HYDRA_FILE = "results.json", ".hydra/config.yaml", ".hydra/hydra.yaml"
+from mflight.training.job_names import says_where_not_what
 
-_NO_SETTINGS = ("seed", "name", "paths", "logger", "callbacks", "resume_from", "sweep")  # where, not what
+RESULTS_FILE, CONFIG_FILE, HYDRA_FILE = "results.json", ".hydra/config.yaml", ".hydra/hydra.yaml"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _telling_keys(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def _differing(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[str]:
-    telling = [key for key in keys if key.replace("/", ".").split(".")[0] not in _NO_SETTINGS]
+    telling = [key for key in keys if key != "seed" and not says_where_not_what(key)]
     return [key for key in telling if len({_value(run, key) for run in runs}) > 1]
 
 
@@ -137,9 +137,14 @@ def _leaves(node: Mapping[str, Any], place: str = "") -> dict[str, str]:
     leaves = {}
     for key, value in node.items():
         leaves |= (
-            _leaves(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": str(value)}
+            _leaves(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": _text(value)}
         )
     return leaves
+
+
+def _text(value: Any) -> str:
+    """Write a value; 0 and 0.0 are one."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _by_number(folder: Path) -> tuple:

@@ -16,7 +16,7 @@ from mflight.data.copy_paste import CopyPasteDataset, SimpleCopyPaste
 from mflight.data.downscale import RandomDownscale
 from mflight.data.files import DATASET_KEYS, require_dataset
 from mflight.data.instance_paste import ClassScales, InstancePaste
-from mflight.data.lvis import LVISDataset, read_categories
+from mflight.data.lvis import LVISAnnotations, LVISDataset, read_categories
 from mflight.data.mixing import MixedBatches
 from mflight.data.samplers import build_sampler
 from mflight.data.slots import SlotCounts
@@ -130,6 +130,11 @@ class MixedDataModule(L.LightningDataModule):
         return read_categories(self.train_annotations, self._cache_dir)
 
     @property
+    def pastes_instances(self) -> bool:
+        """Whether generated instances come on real images, not on images of their own."""
+        return self._build_paste is not None
+
+    @property
     def counts(self) -> SlotCounts:
         """What has filled the slots of the batches trained on so far."""
         return self._batches.counts if self._batches else SlotCounts()
@@ -173,8 +178,10 @@ class MixedDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the data, and start the generators before training begins."""
-        self._val_dataset()
         if stage != "fit":
+            if self.train_annotations.is_file():  # else another machine's: nothing to compare with
+                train = LVISAnnotations(self.train_annotations, self._cache_dir)
+                check_categories(train, self._val_dataset().annotations, self._num_classes)
             return
         rank, world_size = rank_and_world_size()
         if self._batches is None:

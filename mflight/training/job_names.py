@@ -9,7 +9,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 _MAX_LETTERS = 100
-_TELL_NOTHING = ("paths", "callbacks", "logger", "hydra", "name", "experiment", "sweep", "resume_from")
+_TELLING_CALLBACKS = ("best", "last", "learning_rate", "synthesis", "panels")
+_WHERE_NOT_WHAT = ("paths", "logger", "name", "sweep", "resume_from")
+_WHERE_NOT_WHAT += tuple(f"callbacks.{name}" for name in _TELLING_CALLBACKS)
+
+
+def says_where_not_what(key: str) -> bool:
+    """Tell whether a key of the config, or a config group, has no influence on what is trained."""
+    dotted = key.replace("/", ".")
+    return any(dotted == place or dotted.startswith(f"{place}.") for place in _WHERE_NOT_WHAT)
 
 
 def name_run(cfg: DictConfig) -> None:
@@ -37,7 +45,11 @@ def run_name(experiment: str, overrides: list[str]) -> str:
         the name, each key cut to its last part where no other ends alike.
     """
     pairs = [override.lstrip("+~").partition("=")[::2] for override in overrides]
-    pairs = [(key, value) for key, value in pairs if key.split(".")[0].split("/")[0] not in _TELL_NOTHING]
+    pairs = [
+        (key, value)
+        for key, value in pairs
+        if not (says_where_not_what(key) or key.split(".")[0] in ("hydra", "experiment"))
+    ]
     last_parts = [_last_part(key) for key, _ in pairs]
     words = [
         f"{last if last_parts.count(last) == 1 else key}={_short(value)}"

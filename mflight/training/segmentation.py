@@ -41,7 +41,7 @@ class InstanceSegmentationModule(L.LightningModule):
             ``boxes``, ``labels``, ``scores`` and ``roi_masks`` for each image.
         optimizer: called with the parameters that are trained.
         lr_schedule: called with the optimizer, stepped once a training step; ``None`` keeps the rate.
-        evaluator: called at the first validation, when the annotations are there.
+        evaluator: called before training or validation begins, when the annotations are there.
     """
 
     def __init__(
@@ -94,14 +94,18 @@ class InstanceSegmentationModule(L.LightningModule):
         self.log("train/loss/total", total.detach(), prog_bar=True, batch_size=len(images))
         return total
 
+    def setup(self, stage: str) -> None:
+        """Read what is scored against, so that what is wrong with it is said before the training."""
+        if self._build_evaluator is None or self._evaluator is not None:
+            return
+        self._evaluator = self._build_evaluator()
+        if "" in self._evaluator.ground_truth.frequencies:
+            self._evaluator.take_missing_counts_of(getattr(self.trainer.datamodule, "train_categories", ()))
+
     def on_validation_epoch_start(self) -> None:
         """Make the evaluator ready."""
         if self._evaluator is None:
-            if self._build_evaluator is None:
-                raise ValueError("validation needs an evaluator, got evaluator=None")
-            self._evaluator = self._build_evaluator()
-            if "" in self._evaluator.ground_truth.frequencies and self.trainer.datamodule is not None:
-                self._evaluator.take_missing_counts_of(self.trainer.datamodule.train_categories)
+            raise ValueError("validation needs an evaluator, got evaluator=None")
         self._evaluator.reset()
         self.validated_at_step = self.global_step
 

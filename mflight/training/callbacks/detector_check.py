@@ -46,6 +46,14 @@ class DetectorCheck(HeadsWatcher):
         self._stream: PoolStream | None = None
         self._is_asked = False
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse to judge images that have real instances beside generated ones."""
+        if self._min_score is not None and getattr(trainer.datamodule, "pastes_instances", False):
+            raise ValueError(
+                f"callbacks.detector_check.min_score={self._min_score} must be null with synthesis/paste: "
+                "there an image has real instances beside those of its sample"
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to watch the detector."""
         self._stream = getattr(trainer.datamodule, "stream", None)

@@ -139,6 +139,12 @@ def test_class_aware_ranks_share_an_epoch_and_go_on_exactly():
     assert list(islice(resumed, 12)) == list(islice(streams[1], 12))
 
 
+def test_a_rank_without_an_image_is_refused():
+    sampler = RepeatFactorSampler(factors=torch.ones(2), rank=2, num_ranks=3)
+    with pytest.raises(ValueError, match="each of the 3 ranks, rank 2 gets none"):
+        next(iter(sampler))
+
+
 def test_class_aware_sampling_needs_an_instance():
     with pytest.raises(ValueError, match="needs an instance, 2 images have none"):
         ClassAwareSampler(image_categories=[[], []])

@@ -119,7 +119,9 @@ def test_a_cut_instance_gets_the_box_of_what_is_left():
 def test_a_box_that_fits_keeps_its_fractions():
     image, target, outlines = make_sample([(2, 3, 9, 8)])
     target["boxes"] = torch.tensor([[2.25, 2.75, 9.25, 8.5]])
-    assert EvalTransform()(image, target, outlines)[1]["boxes"].tolist() == [[2.25, 2.75, 9.25, 8.5]]
+    assert TrainTransform(flip_probability=0.0)(image, target, outlines)[1]["boxes"].tolist() == [
+        [2.25, 2.75, 9.25, 8.5]
+    ]
 
 
 def test_scale_jitter_stays_in_its_range_and_in_the_crop():
@@ -163,15 +165,15 @@ def test_an_outline_outside_of_the_image_is_dropped():
     image, target, outlines = make_sample([(2, 3, 9, 8), (4, 4, 6, 6)])
     outlines.vertices[4:] += 100
     target["boxes"][1] += 100
-    kept = EvalTransform()(image, target, outlines)[1]
+    kept = TrainTransform(flip_probability=0.0)(image, target, outlines)[1]
     assert kept["labels"].tolist() == [1] and kept["masks"].shape == (1, HEIGHT, WIDTH)
 
 
-def test_evaluation_only_turns_the_image_into_float():
+def test_evaluation_only_turns_the_image_into_float_and_draws_no_mask():
     image, target, outlines = make_sample([(2, 3, 9, 8)])
     floats, kept = EvalTransform()(image, target, outlines)
     assert torch.equal((floats * 255).round().to(torch.uint8), image) and floats.dtype == torch.float32
-    assert kept["boxes"].tolist() == [[2, 3, 9, 8]]
+    assert kept["boxes"].tolist() == [[2, 3, 9, 8]] and "masks" not in kept
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,17 @@ def test_a_failed_run_leaves_the_old_output(tmp_path, files):
         "out.json",
         "results.json",
     ]
+
+
+def test_frequencies_of_the_training_set_stand_for_missing_ones(tmp_path, world):
+    ground_truth = world.make_ground_truth(3)
+    (tmp_path / "results.json").write_text(json.dumps(world.make_results(ground_truth, 4)))
+    train = {**ground_truth, "images": [{**image, "file_name": "a.jpg"} for image in ground_truth["images"]]}
+    (tmp_path / "train.json").write_text(json.dumps(train))
+    told = score_results(ground_truth=ground_truth, results=tmp_path / "results.json").compute()
+    for category in ground_truth["categories"]:
+        del category["frequency"]
+    (tmp_path / "val.json").write_text(json.dumps(ground_truth))
+    files = {"annotations": f"{tmp_path}/val.json", "predictions": f"{tmp_path}/results.json"}
+    assert evaluate(**files)["segm"]["APr"] == -1
+    assert evaluate(**files, train_annotations=f"{tmp_path}/train.json") == told

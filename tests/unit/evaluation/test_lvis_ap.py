@@ -6,6 +6,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mflight.data.categories import Category
+from mflight.evaluation import lvis_ap
+from mflight.evaluation.ground_truth import GroundTruth
 from mflight.evaluation.lvis_ap import LVISEvaluator
 from mflight.evaluation.scoring import score_results
 
@@ -270,15 +272,69 @@ def test_coco_format_without_negatives_counts_every_class():
     assert (figures["APr"], figures["APc"]) == (pytest.approx(100.0), 0.0)
 
 
+def test_an_image_without_negatives_among_others_counts_every_class():
+    ground_truth = tiny_ground_truth()
+    ground_truth["images"].append({"id": 4, "height": 100, "width": 100})
+    ground_truth["annotations"].append(
+        {"id": 9, "image_id": 4, "category_id": 5, "bbox": [0, 0, 40, 40], "area": 1600.0}
+    )
+    judged = GroundTruth.load(ground_truth).judged_cells.tolist()
+    assert judged == [0, 2, 3, 4, 5]  # of image 3 the instances' class and its negative, of image 4 all three
+
+
+def test_blocks_of_a_few_detections_give_the_same_figures_and_leave_no_outline(world, monkeypatch):
+    ground_truth = world.make_ground_truth(28)
+    results = world.make_results(ground_truth, 29, ties=True)
+    whole = LVISEvaluator(ground_truth=ground_truth)
+    feed(whole, results)
+    monkeypatch.setattr(lvis_ap, "BLOCK_DETECTIONS", 50)
+    parts = LVISEvaluator(ground_truth=ground_truth)
+    feed(parts, results)
+    assert len(parts._verdicts) > 5 and len(whole._verdicts) == 1
+    assert sum(len(pending) for pending in parts._pending) < 50
+    assert parts.compute() == whole.compute()
+
+
+def test_an_instance_without_an_outline_is_never_found_by_its_mask():
+    ground_truth = tiny_ground_truth()
+    ground_truth["annotations"][0]["segmentation"] = []
+    ground_truth["annotations"][1]["segmentation"] = [[1.0, 2.0, 30.0, 40.0]]
+    results = [
+        {
+            "image_id": 3,
+            "category_id": 5,
+            "score": 0.9,
+            "bbox": annotation["bbox"],
+            "segmentation": square_rle((100, 100)),
+        }
+        for annotation in ground_truth["annotations"]
+    ]
+    figures = score_results(ground_truth=ground_truth, results=results).compute()
+    assert (figures["bbox"]["AP"], figures["segm"]["AP"]) == (pytest.approx(100.0), 0.0)
+
+
+def outline_as_rle(outline, compressed):
+    rle = coco_mask.merge(coco_mask.frPyObjects(outline, 120, 160))
+    if compressed:
+        return {"size": rle["size"], "counts": rle["counts"].decode()}
+    columns = np.flatnonzero(np.diff(coco_mask.decode(rle).ravel(order="F"), prepend=0, append=0) != 0)
+    counts = np.diff(columns, prepend=0, append=120 * 160) if len(columns) else np.array([120 * 160])
+    return {"size": rle["size"], "counts": [int(count) for count in counts]}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_coco_format_with_crowds_equals_pycocotools(world, seed):
     ground_truth = world.make_ground_truth(seed + 30)
     for image in ground_truth["images"]:
         del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+    polygons = copy.deepcopy(ground_truth)
     for index, annotation in enumerate(ground_truth["annotations"]):
         annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         annotation["iscrowd"] = int(index % 4 == 0)
-    results = world.make_results(ground_truth, seed + 40)
+        if annotation["iscrowd"] or index % 5 == 1:
+            outline = annotation["segmentation"]
+            annotation["segmentation"] = outline_as_rle(outline, compressed=not annotation["iscrowd"])
+    results = world.make_results(polygons, seed + 40)
     ours = score_results(ground_truth=ground_truth, results=results).compute()
     for iou_type in ("bbox", "segm"):
         expected = world.run_coco_package(ground_truth, results, iou_type)

@@ -83,7 +83,6 @@ def test_frequency_comes_from_the_image_count_or_stays_open():
     ("part", "entry", "message"),
     [
         ("images", {"id": 3, "height": 2, "width": 2, "neg_category_ids": []}, "image id 3 is listed twice"),
-        ("images", {"id": 4, "height": 2, "width": 2}, "neg_category_ids, image 4 does not"),
         ("categories", {"id": 9, "frequency": "x"}, 'category 9 has "x"'),
         (
             "annotations",

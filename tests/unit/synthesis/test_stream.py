@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from mflight.data.downscale import RandomDownscale
 from mflight.data.mixing import MixedBatches
 from mflight.data.target import check_target
-from mflight.data.transforms import EvalTransform
+from mflight.data.transforms import TrainTransform
 from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.shards import PoolError
 from mflight.synthesis.signals import read_consumption
@@ -203,7 +203,9 @@ def test_each_use_of_a_sample_has_its_own_scale_and_a_replay_the_same_ones(pool)
             batch_size=2,
             synthetic_ratio=1.0,
             epoch_steps=12,
-            transforms=v2.Compose([EvalTransform(), RandomDownscale(scale_range=(0.4, 1.0), min_area_px=1)]),
+            transforms=v2.Compose(
+                [TrainTransform(flip_probability=0.0), RandomDownscale(scale_range=(0.4, 1.0), min_area_px=1)]
+            ),
             seed=seed,
         )
         taken = [pair for images, targets in batches for pair in zip(images, targets, strict=True)]

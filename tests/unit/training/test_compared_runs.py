@@ -38,6 +38,24 @@ def test_a_setting_that_differs_parts_them_even_if_no_command_line_names_it(tmp_
     assert groups_of(tmp_path) == [({key: "0.1"}, ["0", "2"]), ({key: "0.5"}, ["1"])]
 
 
+def test_callbacks_that_train_part_runs_those_that_tell_do_not_and_zero_is_one_number(tmp_path):
+    callbacks = {"panels": {"num_images": 8}, "detector_check": {"min_score": None}}
+    write_run(tmp_path / "0", callbacks=callbacks, ratio=0)
+    write_run(tmp_path / "1", callbacks={**callbacks, "panels": {"num_images": 2}}, ratio=0.0)
+    write_run(tmp_path / "2", callbacks={**callbacks, "detector_check": {"min_score": 0.9}}, ratio=0)
+    key = "callbacks.detector_check.min_score"
+    assert groups_of(tmp_path) == [({key: "None"}, ["0", "1"]), ({key: "0.9"}, ["2"])]
+
+
+def test_an_average_of_the_weights_is_a_group_of_its_own(tmp_path):
+    for name in ("default", "ema"):
+        write_run(tmp_path / name, choices={"callbacks": name}, overrides=[f"callbacks={name}"])
+    assert [settings for settings, _ in groups_of(tmp_path)] == [
+        {"callbacks": "default"},
+        {"callbacks": "ema"},
+    ]
+
+
 def test_a_choice_speaks_for_all_below_it_but_for_what_a_command_line_sets(tmp_path):
     online = {"ratio": 0.25, "wait": True, "service": {"high_water": 256}}
     choices = [{"synthesis": "none"}, {"synthesis": "online"}, {"synthesis": "online"}]
@@ -52,7 +70,7 @@ def test_a_choice_speaks_for_all_below_it_but_for_what_a_command_line_sets(tmp_p
     settings = [list(settings.items()) for settings, _ in groups_of(tmp_path)]
     assert settings == [
         [("synthesis", choice), ("synthesis.ratio", ratio)]
-        for choice, ratio in (("none", "0.0"), ("online", "0.25"), ("online", "0.5"))
+        for choice, ratio in (("none", "0"), ("online", "0.25"), ("online", "0.5"))
     ]
 
 

@@ -213,5 +213,8 @@ def test_files_with_other_classes_are_refused(tmp_path, tiny_world, build_datamo
     content["categories"].append({"id": 99, "name": "stranger"})
     (tmp_path / "val.json").write_text(json.dumps(content))
     datamodule = build_datamodule(val_annotations=tmp_path / "val.json")
-    with pytest.raises(ValueError, match=r"must list the same category ids, \[99\] are in one of them only"):
-        datamodule.setup("fit")
+    for stage in ("fit", "validate"):
+        with pytest.raises(
+            ValueError, match=r"must list the same category ids, \[99\] are in one of them only"
+        ):
+            datamodule.setup(stage)

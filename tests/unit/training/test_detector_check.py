@@ -1,5 +1,7 @@
 """The detector's word against a sample: by hand, and through a real detector, stream and checkpoint."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -67,3 +69,10 @@ def test_what_the_detector_takes_for_something_else_is_used_no_more_also_after_a
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     data, _ = fit(tmp_path / "pool", 5, min_score=1e-6, resume_from=tmp_path / "last.ckpt")
     assert data.stream.num_used == 1  # the only one left, at both steps
+
+
+def test_it_refuses_to_judge_images_with_real_instances_beside_generated_ones():
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(pastes_instances=True))
+    DetectorCheck(min_score=None).setup(trainer, None, "fit")
+    with pytest.raises(ValueError, match=r"detector_check\.min_score=0\.9 must be null with synthesis/paste"):
+        DetectorCheck(min_score=0.9).setup(trainer, None, "fit")

@@ -13,6 +13,7 @@ def test_a_name_tells_what_sets_the_run_apart_and_not_where_it_lies():
     ]
     assert run_name("mini", overrides) == "mini synthetic_ratio=0.25 seed=1"
     assert run_name("mini", []) == "mini"
+    assert run_name("mini", ["callbacks=ema", "callbacks.panels.num_images=2"]) == "mini callbacks=ema"
     assert run_name("mini", ["synthesis=none", "model/classification_loss=seesaw"]) == (
         "mini synthesis=none classification_loss=seesaw"
     )

@@ -1,8 +1,10 @@
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mflight.evaluation.lvis_ap import LVISEvaluator
 from mflight.training.segmentation import InstanceSegmentationModule
 
 
@@ -99,6 +101,7 @@ def validated(module, monkeypatch, values):
     logged = []
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.append((name, value.item())))
     module._build_evaluator = lambda: Scores(values)
+    module.setup("fit")
     for _ in range(len(values)):
         module.on_validation_epoch_start()
         module.on_validation_epoch_end()
@@ -112,3 +115,10 @@ def test_the_best_figures_are_kept_over_validations_and_over_a_resume(monkeypatc
     resumed = module_with_loss(1.0)
     resumed.on_load_checkpoint(checkpoint)
     assert validated(resumed, monkeypatch, [1.0, 5.0]) == [3.0, 5.0]
+
+
+def test_annotations_that_cannot_be_scored_are_told_before_the_training(tmp_path):
+    evaluator = partial(LVISEvaluator, ground_truth=tmp_path / "val.json")
+    module = InstanceSegmentationModule(model=Losses(1.0), optimizer=torch.optim.SGD, evaluator=evaluator)
+    with pytest.raises(FileNotFoundError, match=r"val\.json"):
+        module.setup("fit")
