@@ -4,7 +4,7 @@ A mask is ``bool`` or ``uint8[H, W]``; an array of other than two axes is a Valu
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -42,12 +42,28 @@ def rle_encode(mask: np.ndarray) -> RLE:
 
 def rle_decode(rle: RLE) -> np.ndarray:
     """Return ``bool[H, W]``: the mask of a run-length code, compressed or a plain list of runs."""
+    return coco_mask.decode(_compressed(rle)).view(np.bool_)
+
+
+def rle_to_box(rle: RLE) -> tuple[int, int, int, int]:
+    """Return the smallest box around a mask, without drawing it.
+
+    Args:
+        rle: compressed or a plain list of runs.
+
+    Returns:
+        ``(x1, y1, x2, y2)`` in px, ``x2`` and ``y2`` exclusive, as of ``mask_to_box``; zeros if
+        the mask is empty.
+    """
+    x, y, width, height = coco_mask.toBbox(_compressed(rle)).astype(int).tolist()
+    return x, y, x + width, y + height
+
+
+def _compressed(rle: RLE) -> dict[str, Any]:
     counts = rle["counts"]
     if isinstance(counts, list):
-        rle = coco_mask.frPyObjects(rle, *rle["size"])
-    elif isinstance(counts, str):
-        rle = {"size": rle["size"], "counts": counts.encode("ascii")}
-    return coco_mask.decode(rle).astype(bool)
+        return coco_mask.frPyObjects(rle, *rle["size"])
+    return {"size": rle["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 
 def polygons_to_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> np.ndarray:

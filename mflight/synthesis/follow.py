@@ -37,6 +37,8 @@ class PoolTail:
         self._folder = folder
         self._log = EvictionLog(folder)
         self._tails: dict[str, IndexTail] = {}
+        self._listed: list[str] = []
+        self._ordered: list[str] = []
         self._writer_and_number: dict[str, tuple[str, int] | None] = {}
         self._finished: set[str] = set()  # sealed, or set aside
         self._evicted_shards = NumberedNames()
@@ -63,30 +65,40 @@ class PoolTail:
         found = []
         names = self._list_names()
         for name in names:
-            if name not in self._finished and (lines := self._read_index(self._folder / name)):
+            if name in self._finished or (tail := self._tail_of(name)) is None:
+                continue
+            if lines := self._read_index(tail):
                 self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
-                found.append((shard_stem(self._folder / name), lines))
+                found.append((shard_stem(tail.path), lines))
         self._tell_of_lost_seals(names)
         return found
 
     def _list_names(self) -> list[str]:
         """Return the names of the index files by writer and number; each name is taken apart once."""
         try:
-            names = [entry.name for entry in os.scandir(self._folder)]
+            names = os.listdir(self._folder)
         except FileNotFoundError:
             names = []
-        known = self._writer_and_number
-        self._writer_and_number = {
-            name: known[name] if name in known else split_index_name(name) for name in names
-        }
-        return [
-            name for _, name in sorted((key, name) for name, key in self._writer_and_number.items() if key)
-        ]
+        if names != self._listed:
+            known = self._writer_and_number
+            self._writer_and_number = {
+                name: known[name] if name in known else split_index_name(name) for name in names
+            }
+            numbered = sorted((key, name) for name, key in self._writer_and_number.items() if key)
+            self._listed, self._ordered = names, [name for _, name in numbered]
+        return self._ordered
 
-    def _read_index(self, path: Path) -> list[IndexLine]:
-        if shard_stem(path) in self._evicted_shards:  # a kill has left it behind
-            return []
-        tail = self._tails.setdefault(path.name, IndexTail(path))
+    def _tail_of(self, name: str) -> IndexTail | None:
+        """Return what follows an index; None for one whose shard has been evicted (a kill has left it)."""
+        if name not in self._tails:
+            path = self._folder / name
+            if shard_stem(path) in self._evicted_shards:
+                return None
+            self._tails[name] = IndexTail(path)
+        return self._tails[name]
+
+    def _read_index(self, tail: IndexTail) -> list[IndexLine]:
+        path = tail.path
         try:
             lines = tail.read_new()
         except (PoolError, OSError) as error:
@@ -96,7 +108,7 @@ class PoolTail:
             return []
         if tail.is_sealed:
             self._finished.add(path.name)
-        return self._keep_whole(path, lines)
+        return self._keep_whole(path, lines) if lines else []
 
     def _keep_whole(self, index: Path, lines: list[IndexLine]) -> list[IndexLine]:
         """Leave out the samples that the shard is too short for."""

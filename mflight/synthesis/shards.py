@@ -214,19 +214,24 @@ def read_span(path: Path, offset: int, size: int, crc32: int) -> bytes:
         PoolError: if the shard is missing or shorter than the span, or if the checksum differs.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        span = _read_part(path, offset, size)
     except FileNotFoundError as error:
         raise PoolError(f"{path.name}: missing, its index speaks of {size} bytes at {offset}") from error
-    try:
-        span = os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
     if len(span) != size:
         raise PoolError(f"{path.name}: torn, {len(span)} of {size} bytes are left at {offset}")
     if zlib.crc32(span) != crc32:
         found = zlib.crc32(span)
         raise PoolError(f"{path.name}: checksum {found:08x} at {offset}, the index says {crc32:08x}")
     return span
+
+
+def _read_part(path: Path, offset: int, size: int) -> bytes:
+    """Return up to ``size`` bytes from ``offset`` on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
 
 
 class IndexTail:
@@ -250,9 +255,7 @@ class IndexTail:
             self._position = 0
         if size == self._position:
             return []
-        with open(self.path, "rb") as file:
-            file.seek(self._position)
-            raw = complete_lines(file.read(size - self._position))
+        raw = complete_lines(_read_part(self.path, self._position, size - self._position))
         lines = parse_lines(raw, self.path, with_header=self._position == 0)
         self._position += len(raw)
         self.is_sealed = any(isinstance(line, SealLine) for line in lines)

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mflight.data.categories import Categories
 from mflight.data.target import Target
-from mflight.functional.masks import mask_to_box, rle_decode
+from mflight.functional.masks import mask_areas, rle_decode, rle_to_box
 from mflight.synthesis.acceptance import AcceptanceCounts
 from mflight.synthesis.pool import PoolReader, PoolSample, SampleRef
 from mflight.synthesis.reuse import ReuseQueue, hash_of
@@ -222,32 +222,23 @@ def to_target(
         ``uint8[3, H, W]`` and the target; boxes and areas are those of the masks. The classes that the
         request did not name are unknown, not absent, so ``negative_labels`` is empty. A rejected region of a
         rescued canvas shows an object without a mask: its box is in ``ignore_boxes``, its class in
-        ``not_exhaustive_labels``.
-
-    Raises:
-        PoolError: if the class of an annotation or of a rejected region is none of ``categories``, or if a
-            mask is empty or of another size.
+        ``not_exhaustive_labels``. It is a PoolError if the class of an annotation or of a rejected region is
+        none of ``categories``, or if a mask is empty or of another size.
     """
     size_hw = sample.image.shape[:2]
-    labels, masks = _labels(sample, sample.annotations, categories), []
-    for annotation in sample.annotations:
-        mask = rle_decode(annotation["segmentation"])
-        if mask.shape != size_hw or not mask.any():
-            got = f"{int(mask.sum())} px in {list(mask.shape)}"
-            raise PoolError(f"sample {sample.sample_id}: a mask must be non-empty {list(size_hw)}, got {got}")
-        masks.append(mask)
-    stacked = np.stack(masks) if masks else np.zeros((0, *size_hw), bool)
+    labels = _labels(sample, sample.annotations, categories)
+    masks, boxes = _draw_masks(sample, size_hw)
     rejected = [region for region in sample.regions if region.get("rejected")]
     rejected_labels = torch.tensor(_labels(sample, rejected, categories), dtype=torch.int64)
     ignore_boxes = [region["box"] for region in rejected]
     if not background_loss:
         ignore_boxes = [[0, 0, size_hw[1], size_hw[0]]]
     return torch.from_numpy(sample.image).permute(2, 0, 1).contiguous(), {
-        "boxes": torch.tensor([mask_to_box(mask) for mask in masks], dtype=torch.float32).reshape(-1, 4),
+        "boxes": torch.from_numpy(boxes.astype(np.float32)),
         "labels": torch.tensor(labels, dtype=torch.int64),
-        "masks": torch.from_numpy(stacked.astype(np.uint8)),
+        "masks": torch.from_numpy(masks),
         "image_id": -1 - index,
-        "area": torch.from_numpy(stacked.sum(axis=(1, 2)).astype(np.float32)),
+        "area": torch.from_numpy(mask_areas(masks).astype(np.float32)),
         "iscrowd": torch.zeros(len(masks), dtype=torch.int64),
         "is_synthetic": True,
         "negative_labels": torch.zeros(0, dtype=torch.int64),
@@ -255,6 +246,22 @@ def to_target(
         "ignore_boxes": torch.tensor(ignore_boxes, dtype=torch.float32).reshape(-1, 4),
         "sample_id": sample.sample_id,
     }
+
+
+def _draw_masks(sample: PoolSample, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the masks ``uint8[N, H, W]`` and their boxes ``int64[N, 4]`` xyxy, in px."""
+    rles = [annotation["segmentation"] for annotation in sample.annotations]
+    masks = np.zeros((len(rles), *size_hw), dtype=np.uint8)
+    boxes = np.zeros((len(rles), 4), dtype=np.int64)
+    for number, rle in enumerate(rles):
+        x1, y1, x2, y2 = boxes[number] = rle_to_box(rle)
+        if tuple(rle["size"]) != size_hw or x1 == x2:
+            size = f"{list(rle['size'])}{', empty' if x1 == x2 else ''}"
+            raise PoolError(
+                f"sample {sample.sample_id}: a mask must be non-empty {list(size_hw)}, got {size}"
+            )
+        masks[number, y1:y2, x1:x2] = rle_decode(rle)[y1:y2, x1:x2]  # the rest is zero: nothing to transpose
+    return masks, boxes
 
 
 def _labels(sample: PoolSample, entries: list[dict[str, Any]], categories: Categories) -> list[int]:

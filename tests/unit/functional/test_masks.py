@@ -16,6 +16,7 @@ from mflight.functional.masks import (
     resize_mask,
     rle_decode,
     rle_encode,
+    rle_to_box,
     segmentation_to_mask,
 )
 
@@ -98,3 +99,13 @@ def test_areas_of_masks_by_hand():
     assert mask_areas(masks).tolist() == [6, 0, 30]
     assert mask_areas(masks[:, :2, ::2]).tolist() == [2, 0, 6]  # row 1, columns 2 and 4
     assert mask_areas(masks[:0]).tolist() == []
+
+
+def test_the_box_of_a_code_is_that_of_its_mask():
+    rng = np.random.default_rng(3)
+    for density in (0.001, 0.01, 0.2, 0.9):
+        for _ in range(20):
+            mask = rng.random((rng.integers(1, 30), rng.integers(1, 30))) < density
+            expected = mask_to_box(mask) if mask.any() else (0, 0, 0, 0)
+            assert rle_to_box(rle_encode(mask)) == expected
+    assert rle_to_box({"size": [2, 3], "counts": [2, 3, 1]}) == (1, 0, 3, 2)
