@@ -114,6 +114,28 @@ def test_grids_repeat_each_setting_with_several_seeds():
     assert all(swept_settings(name)["seed"] == "0,1,2" for name in grids)
 
 
+LAUNCHERS = {
+    "one_machine": ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", {"n_jobs": 2}),
+    "slurm": (
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+        {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 8, "cpus_per_task": 64, "timeout_min": 2880},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_sweep_takes_a_launcher_with_its_settings(name):
+    target, settings = LAUNCHERS[name]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["sweep=ratio", f"hydra/launcher={name}"], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert launcher._target_ == target and inspect.isclass(get_object(target))
+    assert {key: launcher[key] for key in settings} == settings
+    written = OmegaConf.load(CONF / "hydra" / "launcher" / f"{name}.yaml")
+    assert set(written) - {"defaults"} == set(settings)
+
+
 def test_the_parameters_of_wandbs_sweep_file_can_be_set():
     raw = (CONF / "wandb_sweep.yaml").read_text()
     sweep = OmegaConf.create(raw)

@@ -1,18 +1,74 @@
 """Detector, loss and schedule settings as a researcher combines them."""
 
+import math
+
 import pytest
+import torch
 from hydra.utils import instantiate
 
 from tests.config.test_configs import RUNTIME, check_targets, compose_with
+from tests.unit.detection.test_mask_rcnn import LOSSES, draw_shapes
 
 LVIS = [*RUNTIME, "experiment=lvis_rare"]
+BASELINE = [*RUNTIME, "experiment=lvis_baseline", "model.backbone.weights=none"]
+PUBLISHED = {  # of each loss: its paper's, or the named repository's
+    "softmax": {},
+    "federated": {"num_sampled": 50, "frequency_power": 0.5, "prior": 0.01},
+    "seesaw": {"p": 0.8, "q": 2.0, "min_score": 0.01},
+    "eqlv2": {"alpha": 4.0, "gamma": 12.0, "mu": 0.8, "prior": 0.001},
+}
 
 
-@pytest.mark.parametrize("name", ["softmax", "federated", "seesaw", "eqlv2"])
+def test_the_baseline_has_detectron2s_settings_for_lvis():
+    model = instantiate(compose_with(BASELINE).model)
+    rpn, heads = model.rpn, model.roi_heads
+    assert (heads.score_thresh, heads.detections_per_img, heads.nms_thresh) == (1e-4, 300, 0.5)
+    assert rpn._pre_nms_top_n == {"training": 2000, "testing": 1000}
+    assert rpn._post_nms_top_n == {"training": 1000, "testing": 1000}
+    assert (heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction) == (512, 0.25)
+    assert (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
+    assert rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
+    assert rpn.anchor_generator.aspect_ratios == ((0.5, 1.0, 2.0),) * 5
+    model.eval()
+    assert model.transform.resize(torch.zeros(3, 60, 80))[0].shape == (3, 800, 1066)
+    assert model.transform.resize(torch.zeros(3, 40, 80))[0].shape == (3, 666, 1333)
+    assert heads.box_predictor.cls_score.out_features == 1204
+    assert heads.box_predictor.bbox_pred.out_features == 4816  # 4 x 1204: boxes are per class
+    assert heads.mask_predictor.mask_fcn_logits.out_channels == 1204
+    assert [len(model.backbone.body[f"layer{stage}"]) for stage in (1, 2, 3, 4)] == [3, 4, 6, 3]
+
+
+def test_a_deeper_backbone_learns():
+    few = ["+model.rpn_post_nms_top_n_train=100", "+model.box_batch_size_per_image=32"]
+    torch.manual_seed(0)
+    model = instantiate(compose_with([*BASELINE, "model=mask_rcnn_r101_fpn", *few]).model)
+    assert [len(model.backbone.body[f"layer{stage}"]) for stage in (1, 2, 3, 4)] == [3, 4, 23, 3]
+    losses = model(*draw_shapes())
+    assert set(losses) == LOSSES and all(torch.isfinite(value) for value in losses.values())
+    assert losses["loss_classifier"].item() == pytest.approx(math.log(1204), rel=0.2)
+
+
+def test_the_1x_schedule_falls_at_60k_and_80k_of_90k_steps():
+    cfg = compose_with(BASELINE)
+    assert cfg.trainer.max_steps == 90_000 and cfg.data.batch_size == 16
+    optimizer = instantiate(cfg.optim.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.02, 0.9, 1e-4)
+    (factor,) = instantiate(cfg.optim.lr_schedule)(optimizer).lr_lambdas
+    steps = (0, 500, 1000, 59_999, 60_000, 79_999, 80_000, 89_999)
+    assert [factor(step) for step in steps] == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_every_loss_goes_with_lvis_and_knows_its_classes(name):
     cfg = compose_with([*LVIS, f"model/classification_loss={name}", "model.backbone.weights=none"])
     check_targets(cfg)
-    loss = instantiate(cfg.model.classification_loss)
+    node = cfg.model.classification_loss
+    assert {key: node[key] for key in set(node) - {"_target_", "num_classes", "categories"}} == PUBLISHED[
+        name
+    ]
+    loss = instantiate(node)
     assert loss.num_classes == 1203
     assert loss.num_logits == 1203 + {"softmax": 1, "federated": 0, "seesaw": 2, "eqlv2": 1}[name]
 

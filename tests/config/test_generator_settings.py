@@ -9,8 +9,10 @@ import yaml
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mflight.detection.segment_anything import SegmentAnything
 from mflight.diffusion.attention import AttentionSettings
 from tests.config.test_configs import CONF, RUNTIME, compose_with
+from tests.unit.detection.tiny_sam import save_tiny_sam
 from tests.unit.synthesis.squares import categories
 
 ROW = re.compile(
@@ -101,3 +103,13 @@ def test_grids_guidance_and_negative_prompts_reach_the_requests():
     assert (
         all(2 <= scale <= 8 for scale in request.guidance_scales) and len(set(request.guidance_scales)) == 6
     )
+
+
+def test_a_sam_checkpoint_by_setting_redraws_the_masks(tmp_path):
+    checkpoint = save_tiny_sam(tmp_path / "sam")
+    for name in ("mini_sd", "sd14"):  # which the others inherit
+        cfg = compose_with([*RUNTIME, f"diffusion={name}", f"diffusion.refiner_checkpoint={checkpoint}"])
+        refiner = instantiate(cfg.diffusion.synthesizer.labeler).refiner
+        assert isinstance(refiner, SegmentAnything) and refiner.checkpoint == str(checkpoint)
+    without = instantiate(compose_with(RUNTIME).diffusion.synthesizer.labeler)
+    assert without.refiner is None

@@ -24,10 +24,18 @@ def samples(**settings):
         yield dataset[0]
 
 
-def test_the_number_of_pasted_instances_is_uniform_and_capped():
-    # 0, 1 or 2 of 4; a third of the sources is the image itself, its pastes are of label 1
-    numbers = [int((image[0] > 0).sum()) // 9 for image, _ in samples(probability=1.0, max_instances=2)]
-    assert set(numbers) == {0, 1, 2}
+@pytest.mark.parametrize(("max_instances", "choices", "limit"), [(2, 3, 13.8), (100, 5, 18.5)])
+def test_the_number_of_pasted_instances_is_uniform_and_capped(max_instances, choices, limit):
+    copy_paste = SimpleCopyPaste(min_area_px=1, max_instances=max_instances)
+    empty, full = torch.zeros((3, HEIGHT, WIDTH)), torch.ones((3, HEIGHT, WIDTH))
+    torch.manual_seed(0)
+    counts = torch.zeros(choices)
+    for _ in range(400):
+        image, target = copy_paste(empty, make_target([], []), full, make_target(ALL, [1, 2, 3, 4]))
+        assert image[0].sum() == 9 * len(target["labels"])
+        counts[len(target["labels"])] += 1  # an error beyond the cap
+    expected = 400 / choices
+    assert ((counts - expected) ** 2 / expected).sum() < limit  # chi-square, p = 0.001
 
 
 def test_what_is_pasted_shows_at_its_mask_and_carries_its_label():

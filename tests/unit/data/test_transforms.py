@@ -1,3 +1,5 @@
+import colorsys
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,46 @@ def test_scale_jitter_stays_in_its_range_and_in_the_crop():
         check_target(target, tuple(image.shape[1:]), num_classes=9)
         shapes.add(tuple(image.shape[1:]))
     assert all(10 <= h <= HEIGHT and 15 <= w <= WIDTH for h, w in shapes) and len(shapes) > 5
+
+
+def test_an_image_is_scaled_relative_to_where_it_fits_the_crop():
+    fits = TrainTransform(jitter_range=(1.0, 1.0), crop_hw=(20, 20), flip_probability=0.0)
+    image, target = fits(*make_sample([(0, 0, 30, 20)]))
+    assert image.shape == (3, 13, 20)  # 20 x 30 becomes 13.3 x 20
+    assert target["boxes"].tolist() == [[0, 0, 20, 13]]
+    doubled = TrainTransform(jitter_range=(2.0, 2.0), crop_hw=(20, 20), flip_probability=0.0)
+    assert doubled(*make_sample([]))[0].shape == (3, 20, 20)  # 27 x 40, cut
+    halved = TrainTransform(jitter_range=(0.5, 0.5), crop_hw=(20, 20), flip_probability=0.0)
+    assert halved(*make_sample([]))[0].shape == (3, 7, 10)
+
+
+def recoloured(color_rgb, strength, num_draws=40):
+    """Yield the one colour, uint8 as float, that an image of one colour gets, and its target."""
+    transform = TrainTransform(flip_probability=0.0, color_strength=strength)
+    for seed in range(num_draws):
+        torch.manual_seed(seed)
+        image, target, outlines = make_sample([(2, 3, 9, 8)])
+        image[:] = torch.tensor(color_rgb, dtype=torch.uint8)[:, None, None]
+        image, target = transform(image, target, outlines)
+        assert (image == image[:, :1, :1]).all()
+        yield (image[:, 0, 0] * 255).tolist(), target
+
+
+def test_colours_change_by_at_most_their_strength_and_instances_not_at_all():
+    kept, target = next(recoloured((120, 80, 60), 0.0))
+    assert kept == pytest.approx([120, 80, 60])
+    # of an even grey neither contrast nor saturation nor hue can change anything: 100 becomes 80 to 120
+    greys = [color[0] for color, _ in recoloured((100, 100, 100), 0.2)]
+    assert 79 <= min(greys) < 90 and 110 < max(greys) <= 121
+    # brightness, contrast and saturation leave the hue, which turns by a tenth of the strength at most
+    before, turns = colorsys.rgb_to_hsv(120, 80, 60)[0], []
+    for color, moved in recoloured((120, 80, 60), 0.2):
+        turns.append(colorsys.rgb_to_hsv(*color)[0] - before)
+        turns[-1] -= round(turns[-1])  # a circle
+        assert 0.8**3 * 60 - 3 <= max(color) - min(color) <= 1.2**3 * 60 + 3
+        assert moved.keys() == target.keys()
+        assert all(np.array_equal(moved[key], target[key]) for key in ("boxes", "masks", "area", "labels"))
+    assert -0.026 < min(turns) < -0.01 and 0.01 < max(turns) < 0.026
 
 
 def test_polygons_and_masks_go_the_same_way():
