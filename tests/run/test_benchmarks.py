@@ -1,4 +1,4 @@
-"""The benchmark of the generator at the smallest sizes: it runs, and its figures are complete and sound."""
+"""Benchmarks at the smallest sizes: they run, and their figures are complete and sound."""
 
 import json
 import subprocess
@@ -21,20 +21,44 @@ FIGURES = {
 FACTS = {"commit", "hardware", "torch", "device", "threads", "steps", "default_steps", "mosaics", "repeats"}
 
 
-@pytest.mark.slow
-def test_synthesis_benchmark_ends_with_its_figures(tmp_path):
-    checkpoint = save_tiny_checkpoint(tmp_path / "sd")
-    options = "--steps 2 --default-steps 3 --mosaics 1 --repeats 1".split()
-    command = [sys.executable, "benchmarks/synthesis.py", "--checkpoint", str(checkpoint), *options]
+def run_benchmark(script, options):
+    """Run a script of benchmarks/ and return what its last line tells."""
+    command = [sys.executable, f"benchmarks/{script}", *options.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     label, _, text = done.stdout.splitlines()[-1].partition(" ")
-    result = json.loads(text)
-    assert label == "RESULT" and result.keys() >= FIGURES | FACTS | {"capture_overhead"}
+    assert label == "RESULT"
+    return json.loads(text)
+
+
+@pytest.mark.slow
+def test_synthesis_benchmark_ends_with_its_figures(tmp_path):
+    checkpoint = save_tiny_checkpoint(tmp_path / "sd")
+    options = "--steps 2 --default-steps 3 --mosaics 1 --repeats 1"
+    result = run_benchmark("synthesis.py", f"--checkpoint {checkpoint} {options}")
+    assert result.keys() >= FIGURES | FACTS | {"capture_overhead"}
     assert all(result[key] > 0 for key in FIGURES)
     assert -1 < result["capture_overhead"] < 10
     assert (result["steps"], result["default_steps"]) == (2, 3)
     assert result["latents_difference"] < 1e-4 and result["mask_iou_mean"] > 0.95
+
+
+@pytest.mark.slow
+def test_evaluation_benchmark_finds_the_same_figures_with_both_evaluators():
+    result = run_benchmark("evaluation.py", "--images 4 --workers 1")
+    assert result.keys() == {"speedup", "max_abs_difference", "peak_gb"}
+    assert 0 <= result["max_abs_difference"] < 1e-6
+    assert result["speedup"] > 0 and result["peak_gb"] > 0
+
+
+@pytest.mark.slow
+def test_dataloader_benchmark_reads_with_both_loaders():
+    result = run_benchmark("dataloader.py", "--images 400 --files 2 --batches 1 --batch-size 1 --workers 0")
+    assert (result["images"], result["batches"], result["batch_size"], result["workers"]) == (400, 1, 1, 0)
+    for setting in ("multi_scale", "lsj", "copy_paste"):
+        for figure in ("images_per_s", "plain_images_per_s", "ratio"):
+            assert result[f"{setting}_{figure}"] > 0
+    assert result["ratio"] == result["copy_paste_ratio"]
 
 
 def test_demand_benchmark_counts_the_images_and_refuses_unequal_arms():
