@@ -1,13 +1,18 @@
 """The main job as a person runs it, and the settings that it refuses."""
 
 import csv
+import json
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+from mflight.dashboard import build_workspace
 from mflight.synthesis.pool import PoolReader
 from mflight.synthesis.signals import Demand
 from tests.run.conftest import SMALL
@@ -51,14 +56,81 @@ def test_wandb_history_holds_figures_losses_synthesis_and_panels(default_job, wa
     assert wandb_run.summary["val/segm/AP"] == wandb_run.values("val/segm/AP")[-1]
 
 
+def shown_masks(job, wandb_run, panel):
+    """Return the caption, the size of the image and the mask of each picture of the last panel."""
+    (files,) = job.run_dir.glob("wandb/offline-run-*/files")
+    captions, images, masks = (
+        wandb_run.values(f"panels/{panel}/{key}")[-1] for key in ("captions", "filenames", "all_masks")
+    )
+    return [
+        (caption, Image.open(files / image).size, np.asarray(Image.open(files / mask["instances"]["path"])))
+        for caption, image, mask in zip(captions, images, masks, strict=True)
+    ]
+
+
+def test_panels_of_synthetic_images_show_the_instances_of_their_samples(default_job, wandb_run):
+    reader = PoolReader(default_job.run_dir / "pool")
+    refs = {ref.sample_id: ref for ref in reader.poll()}
+    pictures = shown_masks(default_job, wandb_run, "synthetic")
+    assert pictures
+    for sample_id, size_wh, mask in pictures:
+        assert mask.shape == size_wh[::-1]
+        drawn = {annotation["category_id"] for annotation in reader.read(refs[sample_id]).annotations}
+        assert set(np.unique(mask)) - {0} == drawn  # MiniLVIS: a label is its category_id
+
+
+def test_panels_of_predictions_show_what_was_found(default_job, wandb_run):
+    pictures = shown_masks(default_job, wandb_run, "predictions")
+    assert len(pictures) == 8
+    assert all(mask.shape == size_wh[::-1] and mask.max() <= 24 for _, size_wh, mask in pictures)
+    assert any(mask.any() for *_, mask in pictures)
+
+
 @pytest.mark.parametrize("panel", ["synthetic", "predictions"])
-def test_panels_show_images_with_masks(default_job, wandb_run, panel):
+def test_panels_name_the_classes(jobs, wandb_run, panel):
+    categories = json.loads((jobs.folder / "data" / "minilvis" / "train.json").read_text())["categories"]
+    singletons = wandb_run.config["_wandb"]["mask/class_labels"]
+    named = singletons[f"panels/{panel}_wandb_delimeter_instances"]["value"]
+    assert named == {"0": "background"} | {str(one["id"]): one["name"] for one in categories}
+
+
+def test_the_table_of_classes_tells_what_there_was_to_learn_from(jobs, default_job, wandb_run):
     (files,) = default_job.run_dir.glob("wandb/offline-run-*/files")
-    shown = wandb_run.values(f"panels/{panel}/filenames")[-1]
-    masks = [masks["instances"]["path"] for masks in wandb_run.values(f"panels/{panel}/all_masks")[-1]]
-    assert len(shown) == len(masks) > 0
-    for image, mask in zip(shown, masks, strict=True):
-        assert Image.open(files / image).size == Image.open(files / mask).size
+    table = json.loads((files / wandb_run.values("val/per_class/path")[-1]).read_text())
+    told = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    rows = {row["category_id"]: row for row in told}
+    train = json.loads((jobs.folder / "data" / "minilvis" / "train.json").read_text())
+    pairs = {(one["category_id"], one["image_id"]) for one in train["annotations"]}
+    images = Counter(category_id for category_id, _ in pairs)
+    names = {"r": "rare", "c": "common", "f": "frequent"}
+    assert len(told) == len(rows) == len(train["categories"]) == 24
+    for one in train["categories"]:
+        row = rows[one["id"]]
+        assert (row["name"], row["frequency"]) == (one["name"], names[one["frequency"]])
+        assert row["num_train_images"] == images[one["id"]]
+        assert {"segm/AP", "bbox/AP"} <= row.keys()
+
+
+def test_all_that_the_workspace_shows_is_in_the_run(wandb_run):
+    pytest.importorskip("wandb_workspaces")
+    workspace = build_workspace()
+    panels = [panel for section in workspace.sections for panel in section.panels]
+    shown = {key for panel in panels for key in keys_of(panel)}
+    logged = wandb_run.keys | {key.rpartition("/")[0] for key in wandb_run.keys if key.endswith("/_type")}
+    assert {"panels/synthetic", "val/per_class", "val/segm/APr", "trainer/global_step"} <= shown
+    assert shown <= logged
+    columns = [column.partition(":") for column in workspace.runset_settings.pinned_columns]
+    assert {place for place, *_ in columns} == {"run", "summary", "config"}  # the first is the run's name
+    assert all(key in wandb_run.summary for place, _, key in columns if place == "summary")
+    config = OmegaConf.create(wandb_run.config)
+    assert all(OmegaConf.select(config, key) is not None for place, _, key in columns if place == "config")
+
+
+def keys_of(panel):
+    """Return the keys of wandb's history that a panel of the workspace reads."""
+    found = [getattr(panel, name, None) for name in ("x", "y", "metric", "media_keys", "table_name")]
+    flat = [key for value in found for key in (value if isinstance(value, list) else [value])]
+    return {getattr(key, "name", key) for key in flat if key is not None}
 
 
 def test_metrics_file_and_results_agree_with_wandb(default_job, wandb_run):
@@ -121,6 +193,21 @@ def test_baseline_trains_without_a_generator(baseline_job):
     assert AP_KEYS <= baseline_job.results.keys()
     assert not (baseline_job.run_dir / "pool").exists()
     assert "synthetic" not in baseline_job.output
+
+
+def test_tensorboard_and_csv_have_the_same_figures_without_wandb(baseline_job):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert baseline_job.process.returncode == 0, baseline_job.output
+    assert not (baseline_job.run_dir / "wandb").exists()
+    events = accumulator.EventAccumulator(str(baseline_job.run_dir / "tensorboard"))
+    events.Reload()
+    with (baseline_job.run_dir / "csv" / "metrics.csv").open() as file:
+        columns = set(csv.DictReader(file).fieldnames)
+    assert set(events.Tags()["scalars"]) - {"epoch"} == columns - {"epoch", "step"}
+    assert AP_KEYS | LOSS_KEYS <= columns
+    losses = {event.step: event.value for event in events.Scalars("train/loss/total")}
+    assert losses == pytest.approx(baseline_job.losses(), rel=1e-6)
+    assert "panels/predictions/0" in events.Tags()["images"]
 
 
 def test_replay_trains_from_the_pool_of_another_run(jobs, default_job):
