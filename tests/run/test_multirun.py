@@ -11,18 +11,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from mflight.compare import main as compare
 from tests.run.conftest import LIMIT_S, SMALL, SMALL_SYNTHESIS, TRAIN
+from tests.run.test_evaluate import evaluate
 from tests.run.wandb_reader import read_wandb_run
 
 pytestmark = pytest.mark.slow
 
 TINY = [*SMALL, "trainer.max_steps=1", "+trainer.limit_val_batches=1"]
 TINY.remove("+trainer.limit_val_batches=2"), TINY.remove("trainer.max_steps=8")
+AVERAGED = [  # in 16 bits, with a loss that counts, validated with averaged weights
+    "synthesis=none",
+    "seed=4",
+    "data.epoch_steps=2",
+    "trainer.precision=bf16-mixed",
+    "model/classification_loss=seesaw",
+    "callbacks=ema",
+    "callbacks.ema.decay=0.5",
+    "optim.lr_schedule.warmup_steps=0",
+]
 SWEEP_FILE = TRAIN.parent / "conf" / "wandb_sweep.yaml"
 
 
@@ -31,9 +43,11 @@ def sweeps(jobs, default_job):
     """All of them, two at a time; those of one rank take synthetic images from the default job's pool."""
     replay = ["synthesis=replay", f"paths.pool_dir={default_job.run_dir / 'pool'}", *TINY]
     online = [*SMALL_SYNTHESIS, *TINY, "synthesis.wait=true", "trainer.devices=2", "trainer.max_steps=2"]
+    side_by_side = ["hydra/launcher=one_machine", "hydra.launcher.n_jobs=2"]
     lines = {
         "ranks": ["sweep=ratio", "synthesis.synthetic_ratio=0,0.5", "seed=3", *online],
-        "grid": ["-m", "sweep=ratio", "synthesis.synthetic_ratio=0,0.5", "seed=0,1", *replay],
+        "grid": ["-m", "sweep=ratio", "synthesis.synthetic_ratio=0,0.5", "seed=0,1", *replay, *side_by_side],
+        "cluster": ["-m", "hydra/launcher=submitit_local", *AVERAGED, *TINY, "trainer.max_steps=2"],
         "optuna": ["sweep=optuna", "hydra.sweeper.n_trials=4", *replay],
     }
     with ThreadPoolExecutor(2) as pool:
@@ -89,6 +103,31 @@ def test_a_sweep_with_two_ranks_runs_each_job_once_and_in_its_own_folder(sweeps,
         assert results["steps"] == 2 and results["synthesis/synthetic_share"] == ratio
         assert (folder / "checkpoints" / "last.ckpt").is_file()
         assert (folder / "pool" / "pool.json").is_file() == (ratio > 0)
+
+
+def test_a_sweep_side_by_side_gives_each_process_a_share(sweeps):
+    job = sweeps["grid"]
+    assert len(folders_of(job)) == 4
+    logs = [(folder / "train.log").read_text() for folder in folders_of(job)]
+    shares = [share for log in logs for share in re.findall(r"share (\d) of 2", log)]
+    assert shares and len(shares) == len(set(shares))  # a process claims one, once
+
+
+def test_a_job_of_a_cluster_launcher_averages_in_16_bits_and_scores_again_the_same(sweeps, jobs):
+    job = sweeps["cluster"]
+    assert job.process.returncode == 0, job.output
+    assert any((job.run_dir / ".submitit").iterdir())
+    results = json.loads((job.run_dir / "0" / "results.json").read_text())
+    assert results["steps"] == 2 and results["val/bbox/AR"] > 0
+    best = torch.load(job.run_dir / "0" / "checkpoints" / "best.ckpt", weights_only=False)
+    averaged, trained = best["state_dict"], best["current_model_state"]
+    weight = "model.roi_heads.box_predictor.cls_score.weight"
+    assert averaged[weight].dtype == torch.float32 and not torch.equal(averaged[weight], trained[weight])
+    assert averaged["model.roi_heads.classification_loss.class_counts"].sum() > 0
+    figures, _, _ = evaluate(jobs, f"checkpoint={job.run_dir / '0'}")
+    for iou_type in ("bbox", "segm"):
+        for name, value in figures[iou_type].items():
+            assert value == pytest.approx(results[f"val/{iou_type}/{name}"], abs=1e-5)
 
 
 def test_a_rank_that_fails_ends_the_run_with_its_error(jobs):
