@@ -156,9 +156,9 @@ class InstanceHeads(RoIHeads):
     ) -> list[dict[str, Tensor]]:
         logits, box_regression = self._box_branch(features, proposals, image_shapes)
         counts = [len(boxes) for boxes in proposals]
-        all_boxes = self.box_coder.decode(box_regression, proposals).split(
-            counts
-        )  # [R, 1 or C + 1, 4] an image
+        decoded = self.box_coder.decode(box_regression, proposals)  # [0, 4] where no image has a proposal
+        decoded = decoded.reshape(len(box_regression), box_regression.shape[1] // 4, 4)
+        all_boxes = decoded.split(counts)  # [R, 1 or C + 1, 4] an image
         all_scores = self.classification_loss.scores(logits).split(counts)
         found = [self._select(*image) for image in zip(all_boxes, all_scores, image_shapes, strict=True)]
 

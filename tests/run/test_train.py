@@ -57,11 +57,12 @@ def test_wandb_history_holds_figures_losses_synthesis_and_panels(default_job, wa
 
 
 def shown_masks(job, wandb_run, panel):
-    """Return the caption, the size of the image and the mask of each picture of the last panel."""
+    """Return the caption, the size of the image and the mask of each picture of the last panel; none dark."""
     (files,) = job.run_dir.glob("wandb/offline-run-*/files")
     captions, images, masks = (
         wandb_run.values(f"panels/{panel}/{key}")[-1] for key in ("captions", "filenames", "all_masks")
     )
+    assert all(np.asarray(Image.open(files / image)).max() > 100 for image in images)
     return [
         (caption, Image.open(files / image).size, np.asarray(Image.open(files / mask["instances"]["path"])))
         for caption, image, mask in zip(captions, images, masks, strict=True)

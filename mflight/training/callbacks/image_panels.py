@@ -15,6 +15,12 @@ from mflight.data.target import Target
 from mflight.detection.results import predictions_to_rle
 from mflight.functional.masks import rle_decode
 
+_WANDB_MASK_VALUES = 256
+
+
+Panel = tuple[Tensor, Tensor, Tensor, str]
+"""``float32[3, H, W]`` in [0, 1], masks ``[N, H, W]``, labels ``int64[N]``, caption."""
+
 
 class ImagePanels(L.Callback):
     """Logs ``panels/synthetic`` while training and ``panels/predictions`` at each validation.
@@ -84,7 +90,7 @@ class ImagePanels(L.Callback):
         if panels:
             self._log(trainer, "panels/predictions", panels)
 
-    def _log(self, trainer: L.Trainer, key: str, panels: list[tuple[Tensor, Tensor, Tensor, str]]) -> None:
+    def _log(self, trainer: L.Trainer, key: str, panels: list[Panel]) -> None:
         class_labels = _class_labels(getattr(trainer.datamodule, "categories", None))
         for logger in _panel_loggers(trainer):
             if isinstance(logger, TensorBoardLogger):
@@ -92,20 +98,7 @@ class ImagePanels(L.Callback):
                     picture = _with_masks(image, masks)
                     logger.experiment.add_image(f"{key}/{number}", picture, trainer.global_step)
                 continue
-            logger.log_image(
-                key,
-                [image.permute(1, 2, 0).cpu().numpy() for image, *_ in panels],
-                caption=[caption for *_, caption in panels],
-                masks=[
-                    {
-                        "instances": {
-                            "mask_data": _label_map(image, masks, labels),
-                            "class_labels": class_labels,
-                        }
-                    }
-                    for image, masks, labels, _ in panels
-                ],
-            )
+            logger.log_image(key, **_wandb_panels(panels, class_labels))
 
 
 def _panel_loggers(trainer: L.Trainer) -> list[Logger]:
@@ -114,14 +107,36 @@ def _panel_loggers(trainer: L.Trainer) -> list[Logger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
 
 
+def _wandb_panels(panels: list[Panel], class_labels: dict[int, str]) -> dict[str, list[Any]]:
+    """Return what ``WandbLogger.log_image`` takes: masks that can be toggled, as far as wandb has values.
+
+    With more classes the masks are drawn into the pictures, and the captions name the classes.
+    """
+    captions = [caption for *_, caption in panels]
+    if len(class_labels) > _WANDB_MASK_VALUES:
+        names = [
+            ", ".join(class_labels[label] for label in labels.unique().tolist()) for *_, labels, _ in panels
+        ]
+        return {
+            "images": [_to_pixels(_with_masks(image, masks)) for image, masks, *_ in panels],
+            "caption": [f"{caption}: {own}" for caption, own in zip(captions, names, strict=True)],
+        }
+    masks = [
+        {"instances": {"mask_data": _label_map(image, masks, labels), "class_labels": class_labels}}
+        for image, masks, labels, _ in panels
+    ]
+    pictures = [_to_pixels(_to_bytes(image)) for image, *_ in panels]
+    return {"images": pictures, "caption": captions, "masks": masks}
+
+
 def _class_labels(categories: Categories | None) -> dict[int, str]:
     names = {label: category.name for label, category in enumerate(categories or (), start=1)}
     return {0: "background", **names}
 
 
 def _label_map(image: Tensor, masks: Tensor, labels: Tensor) -> np.ndarray:
-    """Return ``uint16[H, W]``: the label shown at each pixel, later instances on top."""
-    drawn = np.zeros(tuple(image.shape[-2:]), dtype=np.uint16)
+    """Return ``uint8[H, W]``: the label shown at each pixel, later instances on top."""
+    drawn = np.zeros(tuple(image.shape[-2:]), dtype=np.uint8)
     for mask, label in zip(masks.cpu().numpy(), labels.tolist(), strict=True):
         drawn[mask.astype(bool)] = label
     return drawn
@@ -129,5 +144,13 @@ def _label_map(image: Tensor, masks: Tensor, labels: Tensor) -> np.ndarray:
 
 def _with_masks(image: Tensor, masks: Tensor) -> Tensor:
     """Return ``uint8[3, H, W]``: each instance tinted in a colour of its own; ``image`` is in [0, 1]."""
-    picture = (image.cpu().clamp(0, 1) * 255).to(torch.uint8)
+    picture = _to_bytes(image)
     return draw_segmentation_masks(picture, masks.cpu().bool(), alpha=0.5) if len(masks) else picture
+
+
+def _to_bytes(image: Tensor) -> Tensor:
+    return (image.cpu().clamp(0, 1) * 255).to(torch.uint8)
+
+
+def _to_pixels(picture: Tensor) -> np.ndarray:
+    return picture.permute(1, 2, 0).numpy()

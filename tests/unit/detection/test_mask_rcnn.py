@@ -92,6 +92,14 @@ def test_an_image_without_objects_can_be_trained_on_alone():
     assert losses["loss_mask"] == 0 and losses["loss_box_reg"] == 0
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_images_without_any_proposal_have_no_detection(shared):
+    detector = build_tiny(class_agnostic_boxes=shared, class_agnostic_masks=shared).eval()
+    detector.rpn.forward = lambda images, features, targets=None: ([torch.zeros(0, 4)] * 2, {})
+    for found in detector([torch.zeros(3, SIDE, SIDE)] * 2):
+        assert found["boxes"].shape == (0, 4) and len(found["roi_masks"]) == len(found["scores"]) == 0
+
+
 def test_shared_boxes_and_masks_leave_one_channel():
     per_class, shared = build_tiny(), build_tiny(class_agnostic_boxes=True, class_agnostic_masks=True)
     channels = [
