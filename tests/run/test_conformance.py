@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests import conformance
 
@@ -65,6 +66,23 @@ def test_each_rule_must_hold_in_float32_or_in_float64_and_the_line_tells_which()
     assert str(verdict).endswith("only in float64: latents within 1e-3")
     verdict = conformance.judge_mosaic("case9", float32 | {"mask_iou": 0.989}, float64)
     assert verdict.broken == ("masks IoU >= 0.99",)
+
+
+def test_settled_masks_count_only_where_they_are_given():
+    float32, float64 = (FIGURES | {"mask_iou": iou} for iou in (0.983, 0.988))
+    assert conformance.judge_mosaic("case9", float32, float64).broken == ("masks IoU >= 0.99",)
+    settled = float64 | {"mask_iou_settled": 0.999, "cells_moved": 4}
+    line = str(conformance.judge_mosaic("case9", float32, settled))
+    assert line.startswith("PASS case9")
+    assert "mask_iou=0.98800 mask_iou_settled=0.99900 cells_moved=4; only in float64: masks IoU" in line
+
+
+def test_only_a_cell_at_a_step_may_move_and_only_towards_the_reference():
+    maps = [torch.tensor([[1.0, 99.99 / 255], [149.5 / 255, 149.5 / 255]])]
+    (settled,), num_moved = conformance.settle_steps(maps, np.array([[255, 100], [120, 149]], np.uint8))
+    assert settled.int().tolist() == [[255, 100], [149, 149]] and num_moved == 1
+    (kept,), num_moved = conformance.settle_steps(maps, np.array([[255, 99], [120, 149]], np.uint8))
+    assert kept.int().tolist() == [[255, 99], [149, 149]] and num_moved == 0
 
 
 def test_good_figures_pass_and_are_printed():
