@@ -53,12 +53,17 @@ class AttentionStore:
             self._unet.set_attn_processor(before)
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, temb=None):
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        probabilities = attn.get_attention_scores(query, key, attention_mask)  # [2 * heads, cells, T]
-        self.kept.append(probabilities[len(probabilities) // 2 :])
-        output = attn.batch_to_head_dim(torch.bmm(probabilities, value))
+        query, key, value = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [2, heads, cells or T, d]
+            for projected in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
+        )
+        probabilities = ((query * attn.scale) @ key.transpose(-1, -2)).softmax(dim=-1)
+        self.kept.append(probabilities[1])
+        output = (probabilities @ value).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](output))
 
 

@@ -1,8 +1,13 @@
 """The ways of `synthesis.py` to draw the same mosaics, built from the house's config, and their figures."""
 
+import multiprocessing
 import statistics
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,7 +21,9 @@ from random_checkpoint import save_sd14
 from torch.utils.flop_counter import FlopCounterMode
 
 from mflight.data.categories import Categories, Category
+from mflight.diffusion.attention import AttentionRecorder, AttentionSettings
 from mflight.diffusion.pipeline import load_pipeline
+from mflight.diffusion.precision import choose_dtype
 from mflight.minilvis.checkpoint import checkpoint_folder
 from mflight.minilvis.species import SPECIES
 from mflight.synthesis.worker import fill_device
@@ -46,11 +53,16 @@ class Arm:
 
 
 class Bench:
-    """Builds the arms from the house's config and measures them."""
+    """Builds the arms from the house's config and measures them; a model is loaded when it is first used."""
 
     def __init__(self, args, overrides, folder):
-        self.args = args
+        self.args, self._overrides, self._folder = args, overrides, folder
         self.clock = DeviceClock(args.device, args.cpu_time)
+        if self.clock.on_gpu:
+            torch.set_float32_matmul_precision("high")  # TF32, for every arm
+            torch.backends.cudnn.allow_tf32 = True
+        else:
+            torch.set_num_threads(args.threads)
         if args.checkpoint is None:
             args.checkpoint = checkpoint_folder()
             if args.architecture == "sd14":
@@ -71,18 +83,29 @@ class Bench:
         )
         self.default_steps = args.default_steps or node["num_inference_steps"]
         self.steps = args.steps or node["num_inference_steps"]
-        self.default_dtype = str(node["pipeline"].get("dtype", "float32"))
-        self.equal = self._ours("float32")
-        self.default = self.equal if self.default_dtype == "float32" else self._ours(self.default_dtype)
+        dtype = choose_dtype(node["pipeline"].get("dtype", "float32"), args.device)
+        self.default_dtype = str(dtype).removeprefix("torch.")
+
+    @cached_property
+    def equal(self):
+        return self._ours("float32")
+
+    @cached_property
+    def default(self):
+        return self.equal if self.default_dtype == "float32" else self._ours(self.default_dtype)
+
+    @cached_property
+    def published(self):
         wanted = ("checkpoint", "device", "scheduler", "scheduler_settings")
         plain = {key: value for key, value in self._node["pipeline"].items() if key in wanted}
-        self.published = PublishedOrder(
+        attention = instantiate(self._node.get("attention"), _convert_="all") or AttentionSettings()
+        return PublishedOrder(
             load_pipeline(**plain),
             num_inference_steps=self.steps,
-            guidance_scale=self.equal.guidance_scale,
-            token_rule=self.equal.attention.token_rule,
-            sigma_spatial_px=self.equal.labeler.settings.sigma_spatial_px,
-            region_filter=self.equal.region_filter,
+            guidance_scale=self._node["guidance_scale"],
+            token_rule=attention.token_rule,
+            sigma_spatial_px=instantiate(self._node["labeler"]).settings.sigma_spatial_px,
+            region_filter=instantiate(self._node["region_filter"]),
         )
 
     def _ours(self, dtype):
@@ -93,24 +116,26 @@ class Bench:
         first = repeat * self.args.mosaics
         return [self.planner.request(first + index) for index in range(self.args.mosaics)]
 
+    def arm(self, key):
+        """(a), (b), (c) at the same steps, or (c) at its own ("default")."""
+        if key == "a":
+            return Arm("published order, float32", self._draw_published, self.published.pipeline, [], [])
+        synthesizer = self.equal if key == "b" else self.default
+        steps = self.default_steps if key == "default" else self.steps
+
+        def draw(requests):
+            synthesizer.num_inference_steps = steps
+            results = synthesizer.synthesize(requests)
+            return {stage: s * len(requests) for stage, s in results[0].seconds.items()}
+
+        dtype = str(synthesizer.pipeline.dtype).removeprefix("torch.")
+        return Arm(f"ours, {dtype}, {steps} steps", draw, synthesizer.pipeline, [], [])
+
     def arms(self):
-        """(a), (b), (c) at the same steps, and (c) at its own; those that coincide are one."""
-        arms = {"a": Arm("published order", self._draw_published, self.published.pipeline, [], [])}
-        made = {}
-        for key, synthesizer, steps in (
-            ("b", self.equal, self.steps),
-            ("c", self.default, self.steps),
-            ("default", self.default, self.default_steps),
-        ):
-            name = f"ours, {str(synthesizer.pipeline.dtype).removeprefix('torch.')}, {steps} steps"
-
-            def draw(requests, synthesizer=synthesizer, steps=steps):
-                synthesizer.num_inference_steps = steps
-                results = synthesizer.synthesize(requests)
-                return {stage: s * len(requests) for stage, s in results[0].seconds.items()}
-
-            arms[key] = made.setdefault(name, Arm(name, draw, synthesizer.pipeline, [], []))
-        return arms
+        """All arms; those that coincide are one."""
+        arms = {key: self.arm(key) for key in ("a", "b", "c", "default")}
+        distinct = {}
+        return {key: distinct.setdefault(arm.name, arm) for key, arm in arms.items()}
 
     def _draw_published(self, requests):
         stages = [self.published.draw(request).seconds for request in requests]
@@ -139,12 +164,17 @@ class Bench:
             requests = self.requests(repeat)
             turn = repeat % len(distinct)
             for arm in distinct[turn:] + distinct[:turn]:
-                self.clock.reset_peak()
                 seconds, stages = self.clock.timed(lambda arm=arm, requests=requests: arm.draw(requests))
                 arm.seconds.append(seconds / len(requests))
                 arm.stages.append({name: s / len(requests) for name, s in stages.items()})
-                arm.peak_gb = max(arm.peak_gb, self.clock.peak_gb())
+        for key, arm in arms.items():
+            arm.peak_gb = arm.peak_gb or self.peak_alone(key)
         return arms
+
+    def peak_alone(self, key):
+        """Peak of memory of one arm, in a process that has loaded no other arm's model."""
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(peak_of_arm, self.args, self._overrides, self._folder, key).result()
 
     @staticmethod
     def ratio(slow, fast):
@@ -152,20 +182,19 @@ class Bench:
         return statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True))
 
     def capture_overhead(self):
-        """Attention kept at every evaluation, over attention kept at the last alone: a ratio less 1."""
-        requests, synthesizer, steps = self.requests(0), self.default, self.default_steps
-        synthesizer.num_inference_steps = steps
-        everywhere = synthesizer.attention
-        last = replace(everywhere, first_evaluation=max(steps - 1, everywhere.first_evaluation))
-        ratios = []
-        for repeat in range(max(2, self.args.repeats)):
+        """Drawing latents with attention kept, over the same UNet with no recorder in it: a ratio less 1."""
+        requests, synthesizer = self.requests(0), self.default
+        synthesizer.num_inference_steps = self.default_steps
+        never = mock.patch.object(AttentionRecorder, "installed", lambda recorder: nullcontext(recorder))
+        arms, ratios = {"kept": nullcontext, "plain": lambda: never}, []
+        for repeat in range(1 + max(2, self.args.repeats)):  # the first warms up
             seconds = {}
-            for attention in (everywhere, last)[:: 1 if repeat % 2 else -1]:
-                synthesizer.attention = attention
-                seconds[attention], _ = self.clock.timed(lambda: synthesizer.denoise(requests))
-            ratios.append(seconds[everywhere] / seconds[last])
-        synthesizer.attention = everywhere
-        return (statistics.median(ratios) - 1) * steps / max(1, steps - 1)
+            for name in sorted(arms, reverse=repeat % 2 == 1):
+                with arms[name]():
+                    seconds[name], canvases = self.clock.timed(lambda: synthesizer.denoise(requests))
+                assert all(canvas.attention_maps[0] for canvas in canvases) == (name == "kept")
+            ratios.append(seconds["kept"] / seconds["plain"])
+        return statistics.median(ratios[1:]) - 1
 
     def bilateral_speedup(self):
         """The plain solver on the CPU, over ours on the device, on drawn scenes of the regions' sizes."""
@@ -183,19 +212,25 @@ class Bench:
         worst = min(iou(*pair) for pair in zip(plain, ours, strict=True))
         return statistics.median(ratios), plain_s / len(cases), worst
 
-    def unet_call_ms(self):
-        """One region's call with stock attention, and as (a) makes it: both at a guidance batch of 2."""
+    def unet_calls(self):
+        """One region's call with stock attention, in ms, and (a)'s over it: both at a guidance batch of 2.
+
+        The calls alternate, and each pair counts by its ratio: the median of many.
+        """
         x1, y1, x2, y2 = self.requests(0)[0].layout.region_boxes[0]
         pipeline = self.published.pipeline
         stride_px = pipeline.latent_stride_px
         call = unet_call(pipeline, ((y2 - y1) // stride_px, (x2 - x1) // stride_px))
-        stock_ms, explicit_ms = [], []
+        stock_s, ratios = [], []
         with torch.inference_mode():
-            for _ in range(2 + 4 * self.args.repeats):  # the first two warm up
-                stock_ms.append(self.clock.timed(call)[0] * 1e3)
-                with AttentionStore(pipeline.unet).installed():
-                    explicit_ms.append(self.clock.timed(call)[0] * 1e3)
-        return statistics.median(stock_ms[2:]), statistics.median(explicit_ms[2:])
+            for pair in range(5 + 10 * self.args.repeats):  # the first five warm up
+                seconds = {}
+                for name in ("stock", "explicit")[:: 1 if pair % 2 else -1]:
+                    with AttentionStore(pipeline.unet).installed() if name == "explicit" else nullcontext():
+                        seconds[name] = self.clock.timed(call)[0]
+                stock_s.append(seconds["stock"])
+                ratios.append(seconds["explicit"] / seconds["stock"])
+        return statistics.median(stock_s[5:]) * 1e3, statistics.median(ratios[5:])
 
     def compare(self):
         """Latents, images and masks of (a) and (b), worst of the first repeat's mosaics."""
@@ -229,6 +264,15 @@ class Bench:
             flops[shape] = counter.get_total_flops() / 2 * shape[0]
         reached = sum(flops[shape] for shape in clock.shapes) / clock.seconds if flops else None
         return clock.seconds / clock.wall_s, reached
+
+
+def peak_of_arm(args, overrides, folder, key):
+    """Return the peak, in GiB, of drawing one repeat's mosaics; in a process of its own."""
+    bench = Bench(args, overrides, folder)
+    arm = bench.arm(key)
+    bench.clock.reset_peak()
+    arm.draw(bench.requests(0))
+    return bench.clock.peak_gb()
 
 
 def iou(mask, other):

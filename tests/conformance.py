@@ -5,23 +5,25 @@ of them) and ``bilateralS.npz`` (runs of its bilateral solver). Each case prints
 PASS or FAIL; any FAIL makes the exit status 1. Boxes and token places are computed from the request and only
 compared with those in the file.
 
-The published program was run in float32. Its checkpoint has random weights: under DDIM it amplifies rounding
-a thousandfold: 3e-7 on the initial noise becomes 1.4e-3 on the final latents, and two CPUs with different
-float32 kernels differ as much. Here the model runs in float64, 0.6e-3 from the reference on any CPU;
-``--precision float32`` came to 1.2e-3 on an AVX2 CPU.
+Everything is run in float32, as the published program was. Its checkpoint has random weights, and under DDIM
+it amplifies rounding a thousandfold: 3e-7 on the initial noise becomes 1.4e-3 on the final latents, and two
+CPUs with different float32 kernels differ as much. Where a figure misses its limit in float32, the model is
+run in float64 too, which leaves the rounding of the reference alone. A rule holds if its figure is within the
+limit in either; the line then gives the figures of both and names the rules that only float64 has kept.
 
-The rest of the rounding shows where an attention cell is cut to 8 bits: a value within ``STEP_MARGIN`` of a
-step may fall to either side (float32 and float64 differ by up to 0.015 levels). Each such cell takes the side
-on which the heat map comes closer to the reference's; its attention is so flat (230 to 255) that one cell
-decides over 1 % of a mask.
+The attention of these weights is so flat (230 to 255) that one cell which rounding puts to the other side of
+an 8-bit step can decide over 1 % of a mask: the least IoU of case1 is 0.9934 or 0.9826 in float32, with and
+without oneDNN on one CPU, and 0.9886 in float64. Where the masks miss their limit in both, those of float64
+are judged once more with each cell that lies within ``STEP_MARGIN`` of a step on the side on which the heat
+map comes closer to the reference's; the line then gives that IoU too, and how many cells have moved.
 """
 
 import argparse
 import json
 import random
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,12 @@ try:
 except ModuleNotFoundError:  # run as a script: its own folder is the one on the path
     from conformance_bilateral import bilateral_case
 
-PRECISIONS = ("float64", "float32")
+EXACT_RULES = {"boxes as published", "tokens as published"}
+"""Rules that no precision bears on."""
+
 STEP_MARGIN = 0.02
-"""Levels of 255 within which rounding may take a cell to either side of an 8-bit step."""
+"""Levels of 255 within which rounding may take a cell to either side of a step: float32 and float64 differ by
+up to 0.015."""
 
 SCHEDULERS = {"pndm": None, "ddim": "DDIMScheduler"}
 
@@ -55,13 +60,17 @@ class Verdict:
 
     Attributes:
         case: name of the case.
-        figures: what was measured.
+        figures: what was measured, in float32 for a mosaic.
         broken: the rules that it breaks; empty for PASS.
+        figures_float64: what was measured in float64; empty where float32 kept all rules.
+        kept_in_float64: the rules that hold in float64 only.
     """
 
     case: str
     figures: dict[str, Any]
     broken: tuple[str, ...]
+    figures_float64: dict[str, Any] = field(default_factory=dict)
+    kept_in_float64: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -69,51 +78,70 @@ class Verdict:
         return not self.broken
 
     def __str__(self) -> str:
-        figures = " ".join(f"{key}={_spell(value)}" for key, value in self.figures.items())
-        return f"{'PASS' if self.passed else 'FAIL'} {self.case} {figures}" + (
-            f" broken: {', '.join(self.broken)}" if self.broken else ""
-        )
+        parts = [f"{'PASS' if self.passed else 'FAIL'} {self.case} {_spell_all(self.figures)}"]
+        if self.figures_float64:
+            parts.append(f"float64: {_spell_all(self.figures_float64)}")
+        if self.kept_in_float64:
+            parts.append(f"only in float64: {', '.join(self.kept_in_float64)}")
+        if self.broken:
+            parts.append(f"broken: {', '.join(self.broken)}")
+        return "; ".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run every case of a folder; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="reference folder")
-    parser.add_argument("--precision", default=PRECISIONS[0], choices=PRECISIONS, help="of the model")
-    options = parser.parse_args(arguments)
+    folder = parser.parse_args(arguments).folder
     verdicts = []
-    for verdict in run_cases(options.folder, options.precision):
+    for verdict in run_cases(folder):
         print(verdict, flush=True)
         verdicts.append(verdict)
     if not verdicts:
-        print(f"FAIL no caseN.json or bilateralS.npz in {options.folder}")
+        print(f"FAIL no caseN.json or bilateralS.npz in {folder}")
     return 0 if verdicts and all(verdict.passed for verdict in verdicts) else 1
 
 
-def run_cases(folder: Path, precision: str = PRECISIONS[0]) -> Iterator[Verdict]:
+def run_cases(folder: Path) -> Iterator[Verdict]:
     """Yield the verdict on each case found in ``folder``, mosaics first."""
     for path in sorted(folder.glob("case*.json")):
-        yield run_mosaic(path, precision)
+        yield run_mosaic(path)
     for path in sorted(folder.glob("bilateral*.npz")):
         yield judge_bilateral(path.stem, bilateral_case(path))
 
 
-def run_mosaic(path: Path, precision: str = PRECISIONS[0]) -> Verdict:
-    """Draw the mosaic of ``caseN.json`` and judge it."""
-    return judge_mosaic(path.stem, mosaic_figures(path, precision))
+def run_mosaic(path: Path) -> Verdict:
+    """Draw the mosaic of ``caseN.json`` and judge it; in float64 only if float32 breaks a rule."""
+    figures = mosaic_figures(path, "float32")
+    broken = broken_rules(figures)
+    if broken <= EXACT_RULES:
+        return judge_mosaic(path.stem, figures)
+    settles_steps = "masks IoU >= 0.99" in broken
+    return judge_mosaic(path.stem, figures, mosaic_figures(path, "float64", settles_steps))
 
 
-def judge_mosaic(case: str, figures: dict[str, Any]) -> Verdict:
-    """Apply the tolerances to the figures of a mosaic."""
+def judge_mosaic(
+    case: str, figures: dict[str, Any], figures_float64: dict[str, Any] | None = None
+) -> Verdict:
+    """Apply the tolerances to the figures of a mosaic; each must hold in one of the precisions."""
+    broken = broken_rules(figures)
+    in_both = broken if figures_float64 is None else broken & broken_rules(figures_float64)
+    return Verdict(
+        case, figures, tuple(sorted(in_both)), figures_float64 or {}, tuple(sorted(broken - in_both))
+    )
+
+
+def broken_rules(figures: dict[str, Any]) -> set[str]:
+    """The rules that the figures of a mosaic break."""
     rules = {
         "boxes as published": figures["boxes_equal"],
         "tokens as published": figures["tokens_equal"],
         "latents within 1e-3": figures["latents_error"] <= 1e-3,
         "image within 2 levels on 99.9 %": figures["image_close"] >= 0.999,
         "heat maps within 2 levels on 99 %": figures["heat_close"] >= 0.99,
-        "masks IoU >= 0.99": figures["mask_iou"] >= 0.99,
+        "masks IoU >= 0.99": figures.get("mask_iou_settled", figures["mask_iou"]) >= 0.99,
     }
-    return Verdict(case, figures, tuple(rule for rule, holds in rules.items() if not holds))
+    return {rule for rule, holds in rules.items() if not holds}
 
 
 def judge_bilateral(case: str, figures: dict[str, Any]) -> Verdict:
@@ -126,13 +154,19 @@ def judge_bilateral(case: str, figures: dict[str, Any]) -> Verdict:
     return Verdict(case, figures, tuple(rule for rule, holds in rules.items() if not holds))
 
 
-def mosaic_figures(path: Path, dtype: str) -> dict[str, Any]:
+def mosaic_figures(path: Path, dtype: str, settles_steps: bool = False) -> dict[str, Any]:
     """Draw the mosaic of ``caseN.json`` and compare it with ``caseN.npz``.
+
+    Args:
+        path: ``caseN.json``.
+        dtype: precision of the model.
+        settles_steps: if a mask misses its limit, cut masks of settled heat maps too; see ``settle_steps``.
 
     Returns:
         ``boxes_equal``, ``tokens_equal``; ``latents_error``: norm of the difference over that of the
         reference; ``image_close``: share of the pixel values within 2 levels; of the worst region,
-        ``heat_close``: share of the pixels within 2 levels, and ``mask_iou`` of the Otsu mask.
+        ``heat_close``: share of the pixels within 2 levels, and ``mask_iou`` of the Otsu mask; with settled
+        heat maps also ``mask_iou_settled``, and ``cells_moved`` in all regions.
     """
     case = json.loads(path.read_text())
     synthesizer = MosaicSynthesizer(
@@ -151,14 +185,19 @@ def mosaic_figures(path: Path, dtype: str) -> dict[str, Any]:
     boxes = [[y1, y2, x1, x2] for x1, y1, x2, y2 in request.layout.region_boxes]
     with np.load(path.with_suffix(".npz")) as reference:
         latents = reference["latents"][0]
-        heat_close, mask_iou = [], []
+        heat_close, mask_iou, mask_iou_settled, cells_moved = [], [], [], 0
         for region, maps in enumerate(canvas.attention_maps):
             expected = reference[f"heat{region}"]
-            heat_map = attention_to_heat_map(settle_steps(list(maps), expected), expected.shape)
-            mask = np.unpackbits(reference[f"mask{region}"], count=expected.size).reshape(expected.shape)
+            mask = np.unpackbits(reference[f"mask{region}"], count=expected.size).reshape(expected.shape) > 0
+            heat_map = attention_to_heat_map(maps, expected.shape)
             heat_close.append(_share_within_2(heat_map.numpy(), expected))
-            mask_iou.append(_iou(heat_map_to_mask(heat_map).numpy(), mask > 0))
-        return {
+            mask_iou.append(_iou(heat_map_to_mask(heat_map).numpy(), mask))
+            if settles_steps:
+                settled, moved = settle_steps(maps, expected)
+                heat_map = attention_to_heat_map(settled, expected.shape)
+                mask_iou_settled.append(_iou(heat_map_to_mask(heat_map).numpy(), mask))
+                cells_moved += moved
+        figures = {
             "boxes_equal": boxes == case["region_boxes_y1y2x1x2"],
             "tokens_equal": [places[0] for places in canvas.attended_tokens] == case["token_index"],
             "latents_error": float(
@@ -168,9 +207,12 @@ def mosaic_figures(path: Path, dtype: str) -> dict[str, Any]:
             "heat_close": min(heat_close),
             "mask_iou": min(mask_iou),
         }
+    if settles_steps and figures["mask_iou"] < 0.99:
+        figures |= {"mask_iou_settled": min(mask_iou_settled), "cells_moved": cells_moved}
+    return figures
 
 
-def settle_steps(maps: list[Tensor], expected: np.ndarray) -> list[Tensor]:
+def settle_steps(maps: Sequence[Tensor], expected: np.ndarray) -> tuple[list[Tensor], int]:
     """Move each cell that lies within ``STEP_MARGIN`` of an 8-bit step to the side the reference suggests.
 
     Args:
@@ -178,14 +220,14 @@ def settle_steps(maps: list[Tensor], expected: np.ndarray) -> list[Tensor]:
         expected: ``uint8[H, W]``, the reference's heat map.
 
     Returns:
-        such maps; no cell has moved by more than one 8-bit step, and none that is farther from a step.
+        such maps, no cell moved by more than one 8-bit step, and how many have moved.
     """
     maps = [level.double() / level.max() * 255 for level in maps]
 
     def distance() -> int:
         return int(np.abs(attention_to_heat_map(maps, expected.shape).numpy().astype(int) - expected).sum())
 
-    nearest = distance()
+    nearest, num_moved = distance(), 0
     for level in maps:
         step = level.round()
         for row, column in ((level - step).abs() < STEP_MARGIN).logical_and(level < 255).nonzero().tolist():
@@ -193,10 +235,10 @@ def settle_steps(maps: list[Tensor], expected: np.ndarray) -> list[Tensor]:
             level[row, column] = step[row, column] + (0.5 if before < step[row, column] else -0.5)
             moved = distance()
             if moved < nearest:
-                nearest = moved
+                nearest, num_moved = moved, num_moved + 1
             else:
                 level[row, column] = before
-    return maps
+    return maps, num_moved
 
 
 def request_of_case(case: dict[str, Any], stride_px: int) -> MosaicRequest:
@@ -231,6 +273,10 @@ def _share_within_2(actual: np.ndarray, expected: np.ndarray) -> float:
 def _iou(mask: np.ndarray, expected: np.ndarray) -> float:
     union = (mask | expected).sum()
     return float((mask & expected).sum() / union) if union else 1.0
+
+
+def _spell_all(figures: dict[str, Any]) -> str:
+    return " ".join(f"{key}={_spell(value)}" for key, value in figures.items())
 
 
 def _spell(value: Any) -> str:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from mflight.diffusion.checkpoint import Checkpoint, build_scheduler, find_checkpoint
 from mflight.diffusion.compilation import compile_blocks
 from mflight.diffusion.conditioning import TextConditioner
+from mflight.diffusion.precision import choose_dtype
 
 
 @dataclass
@@ -116,8 +117,9 @@ def load_pipeline(
 
     Args:
         checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.
-        dtype: precision of the weights, or its name (``"bfloat16"``). SDXL's VAE stays in float32 where this
-            is float16 and the checkpoint says ``force_upcast``: it would overflow.
+        dtype: precision of the weights, or its name (``"bfloat16"``); ``"auto"`` is bfloat16 where the device
+            has units for it, see ``mflight.diffusion.precision``. SDXL's VAE stays in float32 where this is
+            float16 and the checkpoint says ``force_upcast``: it would overflow.
         device: where the model runs.
         scheduler: class name of a diffusers scheduler, built from the configuration of the checkpoint's own;
             ``None`` keeps that one.
@@ -135,9 +137,7 @@ def load_pipeline(
     Raises:
         ValueError: if ``dtype`` is not a floating-point type.
     """
-    weights_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(weights_dtype, torch.dtype) or not weights_dtype.is_floating_point:
-        raise ValueError(f"dtype must name a floating-point type of torch, got {dtype!r}")
+    weights_dtype = choose_dtype(dtype, device)
     files = find_checkpoint(checkpoint)
     built_scheduler = build_scheduler(files, scheduler, scheduler_settings)
     with _no_loading_bars():

@@ -149,11 +149,15 @@ class AttentionLabeler:
 
     def _refine(self, crops: Sequence[np.ndarray], coarse_masks: Sequence[Tensor]) -> list[np.ndarray]:
         """Move the outlines: one by one on the CPU, where that is faster, together on any other device."""
-        devices = {mask.device for mask in coarse_masks}
-        if devices <= {torch.device("cpu")}:
-            pairs = zip(crops, coarse_masks, strict=True)
-            passes, settings = self.num_bilateral_passes, self.settings
-            return [refine_mask(crop, mask.numpy(), passes, settings)[0] for crop, mask in pairs]
+        if any(mask.device.type != "cpu" for mask in coarse_masks):
+            return self._refine_together(crops, coarse_masks)
+        pairs = zip(crops, coarse_masks, strict=True)
+        passes, settings = self.num_bilateral_passes, self.settings
+        return [refine_mask(crop, mask.numpy(), passes, settings)[0] for crop, mask in pairs]
+
+    def _refine_together(
+        self, crops: Sequence[np.ndarray], coarse_masks: Sequence[Tensor]
+    ) -> list[np.ndarray]:
         device = coarse_masks[0].device
         tensors = [torch.from_numpy(np.ascontiguousarray(crop)).to(device) for crop in crops]
         masks, _ = refine_masks(tensors, coarse_masks, self.num_bilateral_passes, self.settings)

@@ -39,6 +39,8 @@ def test_synthesis_benchmark_ends_with_its_figures(tmp_path):
     assert result.keys() >= FIGURES | FACTS | {"capture_overhead"}
     assert all(result[key] > 0 for key in FIGURES)
     assert -1 < result["capture_overhead"] < 10
+    assert 0.5 < result["published_unet_over_stock"] < 2
+    assert result["published_peak_gb"] > 0.1 and result["peak_gb"] > 0.1  # each arm's own process
     assert (result["steps"], result["default_steps"]) == (2, 3)
     assert result["latents_difference"] < 1e-4 and result["mask_iou_mean"] > 0.95
 

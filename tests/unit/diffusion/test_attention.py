@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mflight.diffusion import attention
 from mflight.diffusion.attention import (
     AttentionAccumulator,
     AttentionRecorder,
@@ -102,6 +103,54 @@ def test_repeated_evaluations_are_averaged(unet):
         unet(samples, 500, embeds)  # nobody listens
     for thrice, reference in zip(accumulator.attention_maps()[0], once[0], strict=True):
         torch.testing.assert_close(thrice, reference)
+
+
+def test_output_is_the_fused_kernels_while_attention_is_kept(unet, monkeypatch):
+    """Each reporting layer calls the kernel once, and its output is what the kernel gives."""
+    calls = []
+
+    class Kernels:
+        def scaled_dot_product_attention(self, query, key, value, **settings):
+            calls.append((tuple(query.shape), tuple(key.shape), settings))
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, **settings)
+
+    monkeypatch.setattr(attention, "F", Kernels())
+    record(unet, (8, 8), token_weights((2,)))
+    names = [n for n in unet.attn_processors if n.startswith(("down", "up")) and "attn2" in n]
+    assert len(calls) == len(names) > 0
+    assert {query for query, _, _ in calls} == {(4, 2, 64, 4), (4, 2, 16, 8)}  # heads share the channels
+    assert all(key[2] == NUM_TOKENS for _, key, _ in calls)
+    monkeypatch.setattr(
+        Kernels, "scaled_dot_product_attention", lambda self, query, *_, **__: torch.zeros_like(query)
+    )
+    _, changed = record(unet, (8, 8), token_weights((2,)))
+    _, expected = explicit_maps(unet, (8, 8), [(2,)])
+    assert not torch.allclose(changed, expected)
+
+
+def test_of_the_attention_one_sum_a_level_is_kept_in_place(unet):
+    """Two of four samples and one number a cell, whatever the tokens, layers, heads and evaluations."""
+    samples, embeds = inputs((8, 8))
+    accumulator = AttentionAccumulator((8, 8), token_weights((2,), (1, 4, 5)), (0, 1))
+    recorder = AttentionRecorder(unet)
+    kept = []
+    with recorder.installed():
+        for evaluation in range(3):
+            with recorder.reporting_to(accumulator):
+                unet(samples, 10 * evaluation, embeds)
+            sums = accumulator._sum_of_level
+            kept.append([(level, s.data_ptr(), s.sum().item()) for level, s in sorted(sums.items())])
+    assert {level: (tuple(s.shape), s.dtype) for level, s in sums.items()} == {
+        0: ((2, 64), torch.float32),
+        1: ((2, 16), torch.float32),
+    }
+    assert all(
+        s.untyped_storage().nbytes() == s.numel() * 4 for s in sums.values()
+    )  # a view of nothing larger
+    assert [[place[:2] for place in places] for places in kept] == [[place[:2] for place in kept[0]]] * 3
+    assert all(kept[0][level][2] < kept[1][level][2] < kept[2][level][2] for level in (0, 1))
+    tensors = [value for value in vars(accumulator).values() if isinstance(value, torch.Tensor)]
+    assert [tuple(tensor.shape) for tensor in tensors] == [(2, NUM_TOKENS)]  # the weights, nothing more
 
 
 def test_levels_and_blocks_are_chosen(unet):

@@ -116,6 +116,22 @@ def test_a_refiner_is_asked_on_the_canvas_and_only_for_masks_that_have_a_box():
     np.testing.assert_array_equal(second.coarse_mask, expected[1].coarse_mask)
 
 
+def test_the_masks_that_a_device_refines_together_are_those_refined_one_by_one(monkeypatch):
+    """Three regions of two sizes, by the way of a GPU, on the tensors of a CPU."""
+    layout = MosaicLayout((64, 240), ((0, 0, 88, 64), (72, 0, 160, 64), (152, 0, 240, 56)), (64, 80))
+    image, _, attention_maps = scene()
+    image = np.concatenate([image, image[:, ::2]], axis=1)
+    image = image + np.random.default_rng(0).integers(0, 9, image.shape, np.uint8)  # more vertices
+    maps = [*attention_maps, [torch.rand(14, 22), torch.rand(7, 11)]]
+    labeler = AttentionLabeler(sigma_spatial_px=8.0, sigma_luma=12.0, smoothness=128.0)
+    expected = labeler.label(image, layout, maps)
+    monkeypatch.setattr(labeler, "_refine", labeler._refine_together)
+    for together, alone in zip(labeler.label(image, layout, maps), expected, strict=True):
+        assert together.mask.shape == alone.mask.shape and together.mask.dtype == np.bool_
+        assert (alone.mask != alone.coarse_mask).any()
+        np.testing.assert_array_equal(together.mask, alone.mask)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_device_gives_the_masks_of_the_cpu():
