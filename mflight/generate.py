@@ -35,8 +35,8 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
 
     Of the requests ``0, 1, 2, ...`` of the seed, the first ones are answered, up to that which gives sample
     ``num_samples`` or to number ``num_requests``. So the pool holds the same samples whatever the batch size,
-    the number of devices and the kills in between; a UNet rounds otherwise in another batch, which moves a
-    pixel by one 8-bit level at most in float32. A missing annotation file is a FileNotFoundError.
+    the number of devices and the kills in between, up to rounding: a UNet sums in another order in another
+    batch. A missing annotation file is a FileNotFoundError.
 
     Args:
         cfg: as ``conf/generate.yaml`` composes it.

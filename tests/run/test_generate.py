@@ -225,7 +225,7 @@ def test_a_gap_is_filled_although_later_requests_are_answered(tmp_path):
             writer.append(result.sample(), index=index)
     assert here(overrides) == {"kept": 3, "dropped": 0}
     assert sorted(contents(tmp_path / "pool")[0]) == [*WANTED[:3], "7-00000004"]
-    for path in (tmp_path / "pool").glob("w0-0*"):  # as if it had been killed before its first one
+    for path in (tmp_path / "pool").glob("shard-w0-*"):  # as if it had been killed before its first one
         path.unlink()
     assert set(contents(tmp_path / "pool")[0]) == {*WANTED[1:3], "7-00000004"}
     with pytest.raises(ValueError, match=r"drawn with synthesizer\.drop_every=4 under seed 7, now it is 2"):
