@@ -18,12 +18,11 @@ from rich.table import Table
 
 from mflight.data.files import LVIS_DOWNLOADS
 from mflight.synthesis.pool import PoolReader, PoolWriter
+from mflight.synthesis.pool_settings import describe_settings, keep_settings
 from mflight.synthesis.service import ServiceReport, SynthesisService
-from mflight.synthesis.signals import WorkerStatus, read_json, write_json
+from mflight.synthesis.signals import WorkerStatus
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
-_SETTINGS_FILE = "generate.json"
-_WITHOUT_EFFECT = {"cache_dir", "device", "max_batch"}  # on what is drawn
 _POLL_S = 0.5
 
 
@@ -36,7 +35,8 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
 
     Of the requests ``0, 1, 2, ...`` of the seed, the first ones are answered, up to that which gives sample
     ``num_samples`` or to number ``num_requests``. So the pool holds the same samples whatever the batch size,
-    the number of devices and the kills in between. A missing annotation file is a FileNotFoundError.
+    the number of devices and the kills in between, up to rounding: a UNet sums in another order in another
+    batch. A missing annotation file is a FileNotFoundError.
 
     Args:
         cfg: as ``conf/generate.yaml`` composes it.
@@ -55,11 +55,12 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
     folder = Path(cfg.paths.pool_dir)
     _prepare_dataset(cfg.data)
     _resolve_devices(cfg.synthesis)
-    tally = _Tally(folder, instantiate(cfg.synthesis.planner), cfg)
+    planner = instantiate(cfg.synthesis.planner)
+    tally = _Tally(folder, planner, cfg)
     service: SynthesisService = instantiate(cfg.synthesis.service)
     for index in range(len(cfg.synthesis.devices)):  # refuses a pool that is written to, or is none
         PoolWriter(folder, f"w{index}").close()
-    _keep_settings(folder, cfg, is_new=not tally.kept + tally.dropped)
+    keep_settings(folder, cfg.seed, _describe_settings(cfg, planner), is_new=not tally.has_answers)
     if tally.left:
         earlier_pids = {status.pid for status in _statuses(folder, cfg)}
         with service:
@@ -112,6 +113,13 @@ class _Tally:
         return False if request_id in self._reader.dropped_ids else None
 
     @property
+    def has_answers(self) -> bool:
+        """Whether any request of the seed is answered, also behind one that is open."""
+        seed = self._planner.request_id(0).rpartition("-")[0]
+        answered = self._kept_ids | self._reader.evicted_ids | self._reader.dropped_ids
+        return any(request_id.rpartition("-")[0] == seed for request_id in answered)
+
+    @property
     def goal(self) -> int:
         """What the bar ends at: samples, or requests where only these are bound."""
         return self._num_samples if self._num_samples is not None else self._num_requests
@@ -151,29 +159,9 @@ def _resolve_devices(synthesis: DictConfig) -> None:
         synthesis.num_threads = max(1, num_cores // len(synthesis.devices))
 
 
-def _keep_settings(folder: Path, cfg: DictConfig, *, is_new: bool) -> None:
-    """Note what the pool is drawn with; refuse anything else once the seed has answers in it."""
-    nodes = {"planner": cfg.synthesis.planner, "synthesizer": cfg.diffusion.synthesizer}
-    settings = dict(_flatten(OmegaConf.to_container(OmegaConf.create(nodes), resolve=True)))
-    path = folder / _SETTINGS_FILE
-    by_seed = read_json(path) or {}
-    before = settings if is_new else by_seed.get(str(cfg.seed), settings)
-    for key in sorted(settings.keys() | before.keys()):
-        if settings.get(key) != before.get(key):
-            raise ValueError(
-                f"pool {folder} was drawn with {key}={before.get(key)} under seed {cfg.seed}, "
-                f"now it is {settings.get(key)}: name another paths.pool_dir or seed"
-            )
-    write_json(path, {**by_seed, str(cfg.seed): settings})
-
-
-def _flatten(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key not in _WITHOUT_EFFECT:
-                yield from _flatten(value, f"{place}.{key}" if place else key)
-    else:
-        yield place, node
+def _describe_settings(cfg: DictConfig, planner: Any) -> dict[str, Any]:
+    nodes = OmegaConf.create({"planner": cfg.synthesis.planner, "synthesizer": cfg.diffusion.synthesizer})
+    return describe_settings(**OmegaConf.to_container(nodes, resolve=True), categories=planner.categories)
 
 
 def _watch(service: SynthesisService, tally: _Tally, console: Console) -> Iterator[ServiceReport]:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ def build_scheduler(
 ) -> SchedulerMixin:
     """Build a scheduler from the configuration of the checkpoint's own.
 
+    A class that is no scheduler of diffusers, lacks a package, or steps in another way than
+    ``StableDiffusionPipeline`` wants (those of flow matching, inpainting or discrete tokens), is a
+    ``ValueError``.
+
     Args:
         checkpoint: whose scheduler.
         name: class name of a diffusers scheduler; ``None`` for the checkpoint's own.
@@ -103,18 +108,45 @@ def build_scheduler(
         The scheduler.
 
     Raises:
-        ValueError: if the scheduler or a setting of it does not exist.
+        ValueError: if a setting of the scheduler does not exist.
     """
     own_name = checkpoint.index["scheduler"][1]
-    scheduler_class = getattr(diffusers, name or own_name, None)
-    if not (inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)):
-        raise ValueError(f"scheduler must name a scheduler class of diffusers, got {name or own_name!r}")
+    scheduler_class = _find_scheduler(name or own_name)
     known = [key for key in inspect.signature(scheduler_class.__init__).parameters if key != "self"]
     for key in settings or {}:
         if key not in known:
             raise ValueError(f"{scheduler_class.__name__} has no setting {key!r}, it has {known}")
     own_config = getattr(diffusers, own_name).load_config(checkpoint.folder, subfolder="scheduler")
-    return scheduler_class.from_config(own_config, **(settings or {}))
+    scheduler = scheduler_class.from_config(own_config, **(settings or {}))
+    _check_capabilities(scheduler)
+    return scheduler
+
+
+def _find_scheduler(name: str) -> type[SchedulerMixin]:
+    """A scheduler class of diffusers; where a package of it is missing, diffusers has a stand-in for it."""
+    found = getattr(diffusers, name, None)
+    if missing := [one for one in getattr(found, "_backends", ()) if find_spec(one) is None]:
+        raise ValueError(f"scheduler {name!r} needs what is not installed: {', '.join(missing)}")
+    if not (inspect.isclass(found) and issubclass(found, SchedulerMixin)):
+        raise ValueError(f"scheduler must name a scheduler class of diffusers, got {name!r}")
+    return found
+
+
+def _check_capabilities(scheduler: SchedulerMixin) -> None:
+    """Refuse a scheduler that does not step as those of ``StableDiffusionPipeline`` do."""
+    wanted = ("init_noise_sigma", "scale_model_input", "set_timesteps", "step")
+    lacking = [name for name in wanted if not hasattr(scheduler, name)]
+    if not lacking:
+        given = dict.fromkeys(("model_output", "timestep", "sample"))
+        try:
+            inspect.signature(scheduler.step).bind(**given)
+        except TypeError:
+            lacking = [f"step({', '.join(given)})"]
+    if lacking:
+        raise ValueError(
+            f"scheduler must work as those of StableDiffusionPipeline do, {type(scheduler).__name__} is "
+            f"without {', '.join(lacking)}"
+        )
 
 
 def _fetch(checkpoint: str) -> Path:

@@ -61,6 +61,7 @@ def denoise_mosaic(
     num_inference_steps: int,
     attention: AttentionSettings | None = None,
     max_batch: int = 32,
+    window_variance: float = 0.01,
 ) -> list[DenoisedCanvas]:
     """Denoise canvases together, and keep the attention to the class named in each region.
 
@@ -76,6 +77,7 @@ def denoise_mosaic(
         num_inference_steps: steps of the scheduler; PNDM evaluates the UNet once more.
         attention: which attention is kept; ``None`` for the published choice.
         max_batch: most samples in one UNet call, both guidance halves counted.
+        window_variance: of the Gaussian windows that blend the regions, in squared region sizes.
 
     Returns:
         One result a canvas.
@@ -91,7 +93,7 @@ def denoise_mosaic(
     regions = [
         r for index, canvas in enumerate(canvases) for r in _encode(pipeline, index, canvas, attention)
     ]
-    groups = _group_canvases(pipeline, canvases, num_inference_steps)
+    groups = _group_canvases(pipeline, canvases, num_inference_steps, window_variance)
     timesteps = groups[0].scheduler.timesteps if groups else ()
     if groups and attention.first_evaluation >= len(timesteps):
         raise ValueError(
@@ -225,8 +227,9 @@ class _CanvasGroup:
     _step_settings: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
-        draws_noise = "generator" in inspect.signature(self.scheduler.step).parameters
-        self._step_settings = {"generator": self.generators} if draws_noise else {}
+        offered = {"generator": self.generators, "eta": 0.0}  # as stock diffusers gives them
+        taken = inspect.signature(self.scheduler.step).parameters
+        self._step_settings = {name: value for name, value in offered.items() if name in taken}
 
     def results(self) -> Iterator[tuple[int, Tensor]]:
         """Each member with its latents, ``float32[C, h, w]``."""
@@ -250,7 +253,7 @@ class _CanvasGroup:
 
 
 def _group_canvases(
-    pipeline: LatentDiffusion, canvases: Sequence[Canvas], num_inference_steps: int
+    pipeline: LatentDiffusion, canvases: Sequence[Canvas], num_inference_steps: int, window_variance: float
 ) -> list[_CanvasGroup]:
     """Canvases by size, each with its own noise: the draw of a canvas never depends on the others."""
     stride_px, device = pipeline.latent_stride_px, pipeline.device
@@ -264,9 +267,11 @@ def _group_canvases(
         noise = torch.cat([torch.randn(shape, generator=draw, device=device) for draw in generators])
         scheduler = copy.deepcopy(pipeline.scheduler)
         scheduler.set_timesteps(num_inference_steps, device=device)
+        if hasattr(scheduler, "noise_sampler_seed"):  # it takes no generator, and would draw its own seed
+            scheduler.noise_sampler_seed = [canvases[index].noise_seed for index in members]
         latents = noise * scheduler.init_noise_sigma
         boxes = [canvases[index].layout.latent_boxes(stride_px) for index in members]
-        blenders = [RegionBlender(region_boxes, latent_hw, device) for region_boxes in boxes]
+        blenders = [RegionBlender(its_boxes, latent_hw, device, window_variance) for its_boxes in boxes]
         groups.append(_CanvasGroup(members, latents, scheduler, blenders, generators))
     return groups
 

@@ -1,14 +1,15 @@
 """Load a Stable Diffusion checkpoint with stock diffusers."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from pydantic import BeforeValidator, ConfigDict, Field, validate_call
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -99,12 +100,21 @@ class LatentDiffusion:
         return latents / config.scaling_factor + (config.shift_factor or 0.0)
 
 
+def _to_device(value: Any) -> torch.device:
+    """The device that a text names; whether this machine has it is seen when weights go there."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch such as cpu or cuda:0, got {value!r}") from error
+
+
+@validate_call(config=ConfigDict(arbitrary_types_allowed=True))
 def load_pipeline(
-    checkpoint: str,
+    checkpoint: Annotated[str, Field(min_length=1)],
     dtype: torch.dtype | str = torch.float32,
-    device: torch.device | str = "cpu",
+    device: Annotated[torch.device | str, BeforeValidator(_to_device)] = "cpu",
     scheduler: str | None = None,
-    scheduler_settings: Mapping[str, Any] | None = None,
+    scheduler_settings: dict[str, Any] | None = None,
     channels_last: bool = False,
     compile_backend: str | None = None,
     vae_tiling: bool = False,
@@ -112,8 +122,8 @@ def load_pipeline(
     """Load a checkpoint of the Stable Diffusion 1.x, 2.x or XL family.
 
     A folder that does not exist, or is not in diffusers' format, is a ``FileNotFoundError``. A checkpoint
-    that the hub does not have or that is of another family, and a scheduler, a setting of it or a compiler
-    that does not exist, are a ``ValueError``.
+    that the hub does not have or that is of another family, and a device, a scheduler, a setting of it or a
+    compiler that does not exist, are a ``ValueError``.
 
     Args:
         checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.

@@ -52,9 +52,10 @@ def tokenize_prompt(
         tokenizer: a fast CLIP tokenizer.
         prompt: the text and its spans.
         max_length: the text encoder's length in tokens, begin and end tokens included.
-        rule: ``"name"`` attends to all tokens of the name; ``"head_noun"`` to those outside of its
-            parentheses (``bat`` of ``bat (animal)``); ``"last"`` to the last one; ``"published"`` to the
-            first occurrence of the last piece anywhere in the prompt, which conformance tests alone want.
+        rule: ``"name"`` attends to all tokens of the name; ``"head_noun"`` to those of the last word before
+            its parentheses (``bat`` of ``bat (animal)``, ``monitor`` of ``computer monitor``); ``"last"`` to
+            the last one; ``"published"`` to the first occurrence of the last piece anywhere in the prompt,
+            which conformance tests alone want.
 
     Returns:
         The token ids, ``max_length`` of them, and the attended places in ascending order.
@@ -105,8 +106,8 @@ def _span_of_rule(prompt: PromptText, rule: TokenRule) -> Span:
     start, end = prompt.name_span
     if rule != "head_noun":
         return start, end
-    head = re.match(r"[^(]*[^(\s]", prompt.text[start:end])
-    return (start, start + head.end()) if head else (start, end)
+    head = re.match(r"[^(]*?([^(\s]+)\s*(?:\(|$)", prompt.text[start:end])
+    return (start + head.start(1), start + head.end(1)) if head else (start, end)
 
 
 def _name_tokens(text: str, offsets: Sequence[Span], span: Span) -> list[int]:

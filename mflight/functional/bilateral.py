@@ -18,8 +18,7 @@ from scipy.sparse import csr_array
 # BT.601, summed from left to right in float64: gray 128 has the luma 127.99999999999999, as published.
 YUV_FROM_RGB = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 YUV_OFFSET = (0.0, 128.0, 128.0)
-SELF_WEIGHT = 10  # of a vertex in the blur; each of its neighbours at +-1 along 5 axes weighs 1
-NUM_BISTOCHASTIZE_STEPS = 10
+LEAST_DIAGONAL = 1e-5  # of the preconditioner; a vertex with pixels reaches its confidence at least
 _MAX_TABLE_ENTRIES = 2**26
 
 
@@ -33,6 +32,8 @@ class BilateralSettings:
         sigma_chroma: grid cell along each chroma axis, in 8-bit levels.
         smoothness: weight of smoothness against the target (lambda).
         confidence: weight of the target at every pixel, in (0, 1].
+        blur_self_weight: of a vertex in the blur; each of its neighbours at +-1 along 5 axes weighs 1.
+        num_bistochastize_steps: after which the blur's rows sum nearly to the pixels of their vertices.
         max_iterations: of conjugate gradients. More of them give another, smoother result.
         tolerance: the iterations also end when the residual is this share of the right-hand side.
         cut: pixels above this share of the peak are object, in (0, 1).
@@ -43,6 +44,8 @@ class BilateralSettings:
     sigma_chroma: float = 8.0
     smoothness: float = 256.0
     confidence: float = 0.999
+    blur_self_weight: float = 10.0
+    num_bistochastize_steps: int = 10
     max_iterations: int = 25
     tolerance: float = 1e-5
     cut: float = 0.5
@@ -115,12 +118,12 @@ class BilateralGrid:
         keys, strides = pixel_keys(image, settings)
         vertices, self.vertex_of_pixel = _index_keys(keys)
         self.num_vertices = len(vertices)
-        blur = _blur_matrix(vertices, strides)
+        blur = _blur_matrix(vertices, strides, settings.blur_self_weight)
         self.num_pixels = np.bincount(self.vertex_of_pixel.ravel()).astype(np.float64)
-        scale, mass = _bistochastize(blur, self.num_pixels)
+        scale, mass = _bistochastize(blur, self.num_pixels, settings.num_bistochastize_steps)
         self._weight = settings.confidence * self.num_pixels
         self.system = _system_matrix(blur, scale, mass, self._weight, settings.smoothness)
-        self._inverse_diagonal = 1.0 / np.maximum(self.system.diagonal(), 1e-5)
+        self._inverse_diagonal = 1.0 / np.maximum(self.system.diagonal(), LEAST_DIAGONAL)
 
     def splat(self, values: np.ndarray) -> np.ndarray:
         """Return ``float64[V]``: the sum of ``[H, W]`` over the pixels of each vertex."""
@@ -215,7 +218,7 @@ def _index_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return vertices, vertex_of_key[keys]
 
 
-def _blur_matrix(vertices: np.ndarray, strides: tuple[int, ...]) -> csr_array:
+def _blur_matrix(vertices: np.ndarray, strides: tuple[int, ...], self_weight: float) -> csr_array:
     """Return the blur ``B`` as ``float64[V, V]``, its rows in the order of the columns."""
     offsets = np.array([-stride for stride in strides] + [0] + list(reversed(strides)), dtype=np.int64)
     wanted = vertices[:, None] + offsets  # [V, 11]
@@ -224,15 +227,15 @@ def _blur_matrix(vertices: np.ndarray, strides: tuple[int, ...]) -> csr_array:
         columns[:, index] = np.searchsorted(vertices, wanted[:, index])
     np.minimum(columns, len(vertices) - 1, out=columns)
     found = vertices[columns] == wanted
-    weights = np.broadcast_to(np.where(offsets == 0, float(SELF_WEIGHT), 1.0), wanted.shape)
+    weights = np.broadcast_to(np.where(offsets == 0, self_weight, 1.0), wanted.shape)
     row_starts = np.concatenate([[0], found.sum(axis=1).cumsum()]).astype(np.int32)
     return csr_array((weights[found], columns[found], row_starts), shape=(len(vertices),) * 2)
 
 
-def _bistochastize(blur: csr_array, num_pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bistochastize(blur: csr_array, num_pixels: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ``n`` and ``m``, ``float64[V]``: diag(n) B diag(n) has the row sums m, near ``num_pixels``."""
     scale = np.ones_like(num_pixels)
-    for _ in range(NUM_BISTOCHASTIZE_STEPS):
+    for _ in range(num_steps):
         scale = np.sqrt(scale * num_pixels / (blur @ scale))
     return scale, scale * (blur @ scale)
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mflight.functional.bilateral import (
-    NUM_BISTOCHASTIZE_STEPS,
-    SELF_WEIGHT,
+    LEAST_DIAGONAL,
     YUV_FROM_RGB,
     YUV_OFFSET,
     BilateralSettings,
@@ -107,7 +106,7 @@ class _Grid:
 def _smooth(grid: _Grid, object_pixels: Tensor, settings: BilateralSettings) -> Tensor:
     """Solve for masks given as ``float64[R, V]`` pixels of object at each vertex; scaled to 0..255."""
     right_side = 255 * settings.confidence * object_pixels
-    inverse_diagonal = 1.0 / grid.diagonal.clamp_min(1e-5)
+    inverse_diagonal = 1.0 / grid.diagonal.clamp_min(LEAST_DIAGONAL)
     stop_at = settings.tolerance * right_side.norm(dim=1, keepdim=True)  # [R, 1]
     solution = right_side / grid.weight
     residual = right_side - grid.multiply(solution)
@@ -144,11 +143,10 @@ def _build_grid(images: Sequence[Tensor], settings: BilateralSettings) -> _Grid:
     scale = torch.ones_like(num_pixels)
 
     def blur(values: Tensor) -> Tensor:
-        return SELF_WEIGHT * values + (is_neighbour * values.view(-1)[neighbours].view_as(is_neighbour)).sum(
-            dim=0
-        )
+        around = (is_neighbour * values.view(-1)[neighbours].view_as(is_neighbour)).sum(dim=0)
+        return settings.blur_self_weight * values + around
 
-    for _ in range(NUM_BISTOCHASTIZE_STEPS):
+    for _ in range(settings.num_bistochastize_steps):
         scale = (scale * num_pixels / blur(scale).clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
     mass = scale * blur(scale)
     scale_of_neighbour = scale.view(-1)[neighbours].view_as(is_neighbour)
@@ -158,7 +156,8 @@ def _build_grid(images: Sequence[Tensor], settings: BilateralSettings) -> _Grid:
         weight=settings.confidence * num_pixels.clamp_min(1.0),
         neighbours=neighbours,
         off_diagonal=-settings.smoothness * is_neighbour * scale * scale_of_neighbour,
-        diagonal=settings.smoothness * (mass - SELF_WEIGHT * scale**2) + settings.confidence * num_pixels,
+        diagonal=settings.smoothness * (mass - settings.blur_self_weight * scale**2)
+        + settings.confidence * num_pixels,
     )
 
 

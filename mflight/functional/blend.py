@@ -71,6 +71,7 @@ class RegionBlender:
         region_boxes: one xyxy box a region, in latent cells.
         canvas_hw: ``(H, W)`` of the canvas, in latent cells.
         device: where the predictions will be.
+        window_variance: of the Gaussian windows, in squared region sizes.
 
     Raises:
         ValueError: if a cell of the canvas lies in no region.
@@ -81,9 +82,12 @@ class RegionBlender:
         region_boxes: Sequence[tuple[int, int, int, int]],
         canvas_hw: tuple[int, int],
         device: torch.device | str = "cpu",
+        window_variance: float = 0.01,
     ):
         self._region_boxes = tuple(region_boxes)
-        self._windows = [gaussian_window((y2 - y1, x2 - x1)).to(device) for x1, y1, x2, y2 in region_boxes]
+        self._windows = [
+            gaussian_window((y2 - y1, x2 - x1), window_variance).to(device) for x1, y1, x2, y2 in region_boxes
+        ]
         self._total = torch.zeros(canvas_hw, device=device)  # [H, W]
         for window, (x1, y1, x2, y2) in zip(self._windows, self._region_boxes, strict=True):
             self._total[y1:y2, x1:x2] += window

@@ -73,8 +73,8 @@ def draw_layout(
         stride_px: pixels per latent cell; every region edge must be a multiple of it.
         draws: source of the jitter.
         split: ``"columns"`` or ``"rows"`` of two regions; ``None`` draws one of them.
-        center_grid_px: the centre is rounded down to a multiple of this, so that a coarse grid keeps the
-            number of distinct region shapes small; ``None`` means ``stride_px``.
+        center_grid_px: the centre lies on multiples of this, so that a coarse grid keeps the number of
+            distinct region shapes small; ``None`` means ``stride_px``. See ``draw_grid_layout``.
 
     Returns:
         The layout, its regions in reading order.
@@ -129,24 +129,32 @@ def draw_grid_layout(
         center_ratio_range: jitter of a line, in base region sizes; ``(1, 1)`` keeps the lines in place.
         stride_px: pixels per latent cell; every region edge must be a multiple of it.
         draws: source of the jitter.
-        center_grid_px: lines are rounded down to a multiple of this; ``None`` means ``stride_px``.
+        center_grid_px: lines are rounded down to a multiple of the stride, as published, where this is
+            ``None`` or ``stride_px``; else to the nearest multiple of this inside of the jitter's range,
+            since rounding down to a coarse grid would move the mean of the lines.
 
     Returns:
         The layout, its regions in reading order.
 
     Raises:
         ValueError: if ``grid`` holds a number below 1, if a region edge is not a multiple of
-            ``stride_px``, or if the jitter leaves a region empty or outside of the canvas.
+            ``stride_px``, if no multiple of ``center_grid_px`` lies in the jitter's range, or if the jitter
+            leaves a region empty or outside of the canvas.
     """
     if min(grid) < 1:
         raise ValueError(f"grid must hold at least one row and one column, got {grid}")
-    center_grid_px = center_grid_px or stride_px
     rows, columns = grid
     (height, width), (overlap_h, overlap_w) = region_hw, overlap_hw
 
     def draw_lines(count: int, size: int) -> list[int]:
         ratios = [k + draws.uniform(*center_ratio_range) for k in range(count - 1)]
-        return [int(ratio * size) // center_grid_px * center_grid_px for ratio in ratios]
+        if center_grid_px in (None, stride_px):
+            return [int(ratio * size) // stride_px * stride_px for ratio in ratios]
+        low, high = (round(ratio * size) for ratio in center_ratio_range)
+        return [
+            _nearest_multiple(ratio * size, center_grid_px, k * size + low, k * size + high)
+            for k, ratio in enumerate(ratios)
+        ]
 
     column_lines = draw_lines(columns, width)
     row_lines = draw_lines(rows, height)
@@ -175,6 +183,16 @@ def check_stride(layout: MosaicLayout, stride_px: int) -> None:
                 f"every region edge must be a multiple of the latent stride {stride_px} px, "
                 f"got region_boxes[{index}] = {box}"
             )
+
+
+def _nearest_multiple(position: float, grid_px: int, low: int, high: int) -> int:
+    """The multiple of ``grid_px`` in ``low..high`` that is nearest to ``position``."""
+    first, last = -(-low // grid_px), high // grid_px
+    if first > last:
+        raise ValueError(
+            f"center_ratio_range must hold a multiple of center_grid_px {grid_px} px, got {low}..{high} px"
+        )
+    return min(max(round(position / grid_px), first), last) * grid_px
 
 
 def _spans(lines: Sequence[int], size: int, overlap: int) -> list[tuple[int, int]]:

@@ -53,6 +53,8 @@ class AttentionLabeler:
         sigma_chroma: cell along each chroma axis, in 8-bit levels.
         smoothness: weight of smoothness against the coarse mask (lambda).
         confidence: weight of the coarse mask at every pixel.
+        blur_self_weight: of a cell in the blur of the bilateral grid; each of its neighbours weighs 1.
+        num_bistochastize_steps: of the blur's normalisation.
         max_iterations: of the solver in each pass. More of them give another, smoother mask.
         tolerance: the solver also ends when its residual is this share of the right-hand side.
         bilateral_cut: pixels above this share of the solver's peak are object.
@@ -75,6 +77,8 @@ class AttentionLabeler:
         sigma_chroma: PositiveFloat = 8.0,
         smoothness: PositiveFloat = 256.0,
         confidence: Annotated[float, Field(gt=0.0, le=1.0)] = 0.999,
+        blur_self_weight: PositiveFloat = 10.0,
+        num_bistochastize_steps: Annotated[int, Field(ge=1)] = 10,
         max_iterations: Annotated[int, Field(ge=1)] = 25,
         tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = 1e-5,
         bilateral_cut: OpenUnitFloat = 0.5,
@@ -89,6 +93,8 @@ class AttentionLabeler:
             sigma_chroma=sigma_chroma,
             smoothness=smoothness,
             confidence=confidence,
+            blur_self_weight=blur_self_weight,
+            num_bistochastize_steps=num_bistochastize_steps,
             max_iterations=max_iterations,
             tolerance=tolerance,
             cut=bilateral_cut,

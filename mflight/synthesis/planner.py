@@ -44,7 +44,7 @@ class CategoryPlanner:
         overlap_hw: ``(height, width)`` shared by neighbouring regions, in pixels.
         center_ratio_range: the mosaic's centre lies at ``U(low, high)`` times the base region's size.
         stride_px: pixels per latent cell.
-        center_grid_px: the centre is rounded down to a multiple of this; None means ``stride_px``.
+        center_grid_px: lines between regions lie on multiples of this; None means ``stride_px``.
         negative_prompts: texts that guidance leads away from; one is drawn for each region. None means "",
             as published.
         guidance_scale_range: a guidance scale is drawn uniformly from it for each region; equal bounds draw
@@ -82,12 +82,8 @@ class CategoryPlanner:
         requests_per_layout: PositiveInt = 1,
         seed: int = 0,
     ):
-        self._categories, self._prompt_builder, self._rule, self._seed = (
-            categories,
-            prompt_builder,
-            rule,
-            seed,
-        )
+        self.categories = categories
+        self._prompt_builder, self._rule, self._seed = prompt_builder, rule, seed
         self._region_choices: tuple[int | Grid, ...] = (*num_regions, *grids)
         self._negative_prompts, self._guidance_scale_range = tuple(negative_prompts), guidance_scale_range
         self._layout_settings = {
@@ -169,15 +165,15 @@ class CategoryPlanner:
             return self._choose_by(self._inverse_frequencies, count, draws)
         if self._rule == "adaptive":
             wanted = demand.weights if demand else {}
-            is_known = any(wanted.get(one.category_id, 0.0) > 0.0 for one in self._categories)
+            is_known = any(wanted.get(one.category_id, 0.0) > 0.0 for one in self.categories)
             return self._choose_by(wanted if is_known else self._first_demand, count, draws)
-        chosen = [self._main_category(index), *(draws.choice(self._categories) for _ in range(count - 1))]
+        chosen = [self._main_category(index), *(draws.choice(self.categories) for _ in range(count - 1))]
         draws.shuffle(chosen)
         return chosen
 
     def _choose_by(self, weights: Mapping[int, float], count: int, draws: random.Random) -> list[Category]:
-        by_class = [weights.get(category.category_id, 0.0) for category in self._categories]
-        return draws.choices(self._categories, by_class, k=count)
+        by_class = [weights.get(category.category_id, 0.0) for category in self.categories]
+        return draws.choices(self.categories, by_class, k=count)
 
     def _main_category(self, index: int) -> Category:
         turn, place = divmod(index, len(self._main_categories))

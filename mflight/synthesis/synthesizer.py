@@ -69,6 +69,7 @@ class MosaicSynthesizer:
         attention: whose attention is kept, and which of it; ``None`` for the published choice with all tokens
             of the name.
         max_batch: most samples in one UNet call, both guidance halves counted; bounds the memory.
+        window_variance: of the Gaussian windows that blend the regions, in squared region sizes.
     """
 
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
@@ -82,6 +83,7 @@ class MosaicSynthesizer:
         guidance_scale: Annotated[float, Field(ge=0.0)] = 7.5,
         attention: AttentionSettings | None = None,
         max_batch: Annotated[int, Field(ge=2)] = 32,
+        window_variance: Annotated[float, Field(gt=0.0)] = 0.01,
     ):
         self.pipeline = pipeline
         self.labeler = labeler
@@ -90,6 +92,7 @@ class MosaicSynthesizer:
         self.guidance_scale = guidance_scale
         self.attention = attention or AttentionSettings()
         self.max_batch = max_batch
+        self.window_variance = window_variance
 
     def synthesize(self, requests: Sequence[MosaicRequest]) -> list[MosaicResult]:
         """Draw and label mosaics; each comes out the same whatever else is in the batch.
@@ -146,6 +149,7 @@ class MosaicSynthesizer:
             num_inference_steps=self.num_inference_steps,
             attention=self.attention,
             max_batch=self.max_batch,
+            window_variance=self.window_variance,
         )
 
     def decode(self, canvas: DenoisedCanvas) -> np.ndarray:
@@ -164,6 +168,7 @@ class MosaicSynthesizer:
             "num_inference_steps": self.num_inference_steps,
             "guidance_scales": list(self._guidance_scales(request)),
             "attention": asdict(self.attention),
+            "window_variance": self.window_variance,
             "mask_refiner": getattr(self.labeler.refiner, "checkpoint", None),
             "mflight_version": _mflight_version(),
         }

@@ -18,11 +18,9 @@ from tests.unit.synthesis.squares import categories
 ROW = re.compile(
     r"^\| `(?P<key>[a-z_.]+)` \| `(?P<default>.+?)` \| (`(?P<published>.+?)`|-)(?P<star> \*)? \|"
 )
-ROWS = [
-    match
-    for line in (CONF.parent / "docs" / "generator.md").read_text().splitlines()
-    if (match := ROW.match(line))
-]
+TEXT, SDXL_TEXT = (CONF.parent / "docs" / "generator.md").read_text().split("\n## Stable Diffusion XL\n")
+ROWS = [match for line in TEXT.splitlines() if (match := ROW.match(line))]
+SDXL_ROWS = re.findall(r"^\| `(.+?)` \| `(.+?)` \| `(.+?)` \|$", SDXL_TEXT, re.MULTILINE)
 LABELER, FILTER = "diffusion.synthesizer.labeler", "diffusion.synthesizer.region_filter"
 PROMPTS = "diffusion.prompt_builder"
 
@@ -50,7 +48,7 @@ def lvis_rare():
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 55
+    assert len(ROWS) == 60 and len(SDXL_ROWS) == 7
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["key"])
@@ -59,6 +57,30 @@ def test_a_row_tells_the_default_and_lvis_rare_keeps_the_published_value(row, mi
     if row["published"] is not None:
         is_published = value_of(lvis_rare, row["key"]) == yaml.safe_load(row["published"])
         assert is_published == (row["star"] is None)
+
+
+def test_the_sentence_above_the_table_tells_what_lvis_rare_sets_instead_of_the_starred_values(lvis_rare):
+    told = re.search(r"marked \*: there ours are (.+?)\.", TEXT, re.DOTALL).group(1)
+    ours = [value_of(lvis_rare, row["key"]) for row in ROWS if row["star"]]
+    assert [yaml.safe_load(value) for value in re.findall(r"`(.+?)`", told)] == ours
+
+
+def test_the_table_of_sdxl_tells_all_that_it_sets_otherwise():
+    sd14, sdxl = (compose_with([*RUNTIME, f"diffusion={name}"]) for name in ("sd14", "sdxl"))
+    for key, *values in SDXL_ROWS:
+        assert [value_of(cfg, key) for cfg in (sd14, sdxl)] == [yaml.safe_load(value) for value in values]
+    ours, theirs = (dict(leaves(OmegaConf.to_container(cfg.diffusion))) for cfg in (sd14, sdxl))
+    differing = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    assert {f"diffusion.{key}" for key in differing} == {key for key, *_ in SDXL_ROWS}
+
+
+def leaves(node: object, place: str = ""):
+    """Values by dotted keys, interpolations as they are written."""
+    if not isinstance(node, dict):
+        yield place, node
+        return
+    for key, value in node.items():
+        yield from leaves(value, f"{place}.{key}" if place else key)
 
 
 @pytest.mark.parametrize(

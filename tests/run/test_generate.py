@@ -1,9 +1,16 @@
 """``python -m mflight.generate``: killed, continued, in other batches, on other devices."""
 
+import contextlib
+import fcntl
+import io
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -52,33 +59,44 @@ def to_override(node):
     return f"'{node}'" if isinstance(node, str) else str(node)
 
 
-def command(*overrides):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def command(*overrides, output=subprocess.PIPE):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     return subprocess.Popen(
         [sys.executable, "-m", "mflight.generate", *overrides],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def finish(*overrides):
-    process = command(*overrides)
-    output, _ = process.communicate(timeout=LIMIT_S)
-    return process.returncode, output
+def without_colours(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def here(overrides, **changes):
+def finish_at_a_terminal(*overrides):
+    """Return the exit code and all that a terminal of 100 columns was sent."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    process = command(*overrides, output=theirs)
+    os.close(theirs)
+    text = b""
+    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # EIO at its end
+        while part := terminal.read(4096):
+            text += part
+    return process.wait(timeout=LIMIT_S), text.decode()
+
+
+def here(overrides, console=None, **changes):
     """Run the command's function in this process."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("generate", overrides=overrides)
     for key, value in changes.items():
         OmegaConf.update(cfg, key, value)
-    return generate(cfg, Console(quiet=True))
+    return generate(cfg, console or Console(quiet=True))
 
 
 def contents(folder):
@@ -95,7 +113,10 @@ def contents(folder):
 def test_a_killed_command_goes_on_to_the_pool_of_an_undisturbed_one(tmp_path):
     for name in ("calm", "killed"):
         (tmp_path / name).mkdir()
-    here([*squares(tmp_path / "calm"), "num_samples=24", "diffusion.batch_size=1"])
+    plain = Console(file=io.StringIO(), force_terminal=False)
+    here([*squares(tmp_path / "calm"), "num_samples=24", "diffusion.batch_size=1"], plain)
+    told = plain.file.getvalue().splitlines()
+    assert told[0] == "0 of 24, 0 dropped, loading" and told[-1].startswith("24 of 24, ")
     overrides = [*squares(tmp_path / "killed", seconds=0.05), "num_samples=24", "diffusion.batch_size=3"]
     process, pool = command(*overrides), tmp_path / "killed/pool"
     deadline = time.monotonic() + LIMIT_S
@@ -107,8 +128,12 @@ def test_a_killed_command_goes_on_to_the_pool_of_an_undisturbed_one(tmp_path):
     time.sleep(0.5)  # the kernel takes the generator with it
     num_before = len(PoolReader(pool).poll())
     assert 4 <= num_before < 24
-    returncode, output = finish(*overrides, "diffusion.batch_size=5", "synthesis.devices=[cpu,cpu]")
+    returncode, output = finish_at_a_terminal(
+        *overrides, "diffusion.batch_size=5", "synthesis.devices=[cpu,cpu]"
+    )
     assert returncode == 0 and "mosaics kept" in output, output
+    bar = [(int(done), int(goal)) for done, goal in re.findall(r"(\d+)/(\d+)", without_colours(output))]
+    assert bar[0] == (num_before, 24) and bar[-1] == (24, 24) and bar == sorted(bar)
     calm, killed = contents(tmp_path / "calm/pool"), contents(pool)
     assert sorted(killed[0]) == sorted(calm[0]) == WANTED
     assert killed == calm
@@ -182,9 +207,7 @@ def test_other_settings_under_the_same_seed_are_refused(tmp_path):
         ValueError, match=r"drawn with planner\.region_hw=\[32, 32\] under seed 7, now it is \[64"
     ):
         here(overrides, **{"synthesis.planner.region_hw": [64, 64]})
-    with pytest.raises(
-        ValueError, match=r"drawn with synthesizer\.drop_every=None under seed 7, now it is 2"
-    ):
+    with pytest.raises(ValueError, match=r"drawn with synthesizer\.drop_every=4 under seed 7, now it is 2"):
         here([*squares(tmp_path, drop_every=2), "num_requests=1"])
 
 
@@ -203,6 +226,11 @@ def test_a_gap_is_filled_although_later_requests_are_answered(tmp_path):
             writer.append(result.sample(), index=index)
     assert here(overrides) == {"kept": 3, "dropped": 0}
     assert sorted(contents(tmp_path / "pool")[0]) == [*WANTED[:3], "7-00000004"]
+    for path in (tmp_path / "pool").glob("shard-w0-*"):  # as if it had been killed before its first one
+        path.unlink()
+    assert set(contents(tmp_path / "pool")[0]) == {*WANTED[1:3], "7-00000004"}
+    with pytest.raises(ValueError, match=r"drawn with synthesizer\.drop_every=4 under seed 7, now it is 2"):
+        here([*squares(tmp_path, drop_every=2), "num_samples=null", "num_requests=3"])
 
 
 def test_what_is_missing_is_named_before_anything_is_drawn(tmp_path):

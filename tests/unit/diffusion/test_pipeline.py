@@ -4,8 +4,13 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from mflight.diffusion.mosaic import Canvas, denoise_mosaic
 from mflight.diffusion.pipeline import load_pipeline
+from mflight.functional.layout import MosaicLayout
+from mflight.synthesis.request import Prompt
 from tests.unit.diffusion.checkpoint_index import copy_with_index
 
 
@@ -44,9 +49,36 @@ def test_scheduler_is_built_from_the_checkpoints_own(tiny_checkpoint):
 
 
 def test_dtype_is_named_or_given(tiny_checkpoint):
-    assert load_pipeline(str(tiny_checkpoint), dtype="bfloat16").dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="'int8'"):
-        load_pipeline(str(tiny_checkpoint), dtype="int8")
+    for dtype in ("bfloat16", torch.bfloat16):
+        assert load_pipeline(str(tiny_checkpoint), dtype=dtype).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong", "message"),
+    [
+        ("dtype", "int8", "got 'int8'"),
+        ("dtype", 16, "input_value=16"),
+        ("device", "gpu", "device must be one of torch such as cpu or cuda:0, got 'gpu'"),
+        ("channels_last", "perhaps", "input_value='perhaps'"),
+        ("scheduler_settings", ["order"], r"input_value=\['order'\]"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_checkpoint_is_looked_for(setting, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        load_pipeline("nowhere", **{setting: wrong})
+
+
+def test_hydra_builds_it_with_settings_of_its_scheduler(tiny_checkpoint):
+    node = {
+        "_target_": "mflight.diffusion.pipeline.load_pipeline",
+        "checkpoint": str(tiny_checkpoint),
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "scheduler_settings": {"prediction_type": "epsilon"},
+    }
+    pipeline = instantiate(OmegaConf.create(node), _convert_="all")
+    assert (pipeline.dtype, pipeline.device.type) == (torch.bfloat16, "cpu")
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
 
 
 def test_hash_follows_the_weights(tiny_checkpoint, tmp_path):
@@ -80,15 +112,34 @@ def test_other_families_are_refused_by_name_and_place(tmp_path, family):
         load_pipeline(str(tmp_path))
 
 
-def test_other_family_of_the_hub_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
-    """The hub's cache holds the index of a model and nothing else; any download would fail."""
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """The hub's cache on a machine without a network: makes room for a model, and any download would fail."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    model = tmp_path / "models--owner--flux"
-    snapshot = model / "snapshots" / ("0" * 40)
-    for folder in (snapshot, model / "refs"):
-        folder.mkdir(parents=True)
-    (model / "refs" / "main").write_text(snapshot.name)
+
+    def snapshot(hub_id):
+        model = tmp_path / f"models--{hub_id.replace('/', '--')}"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text("0" * 40)
+        (model / "snapshots").mkdir()
+        return model / "snapshots" / ("0" * 40)
+
+    return snapshot
+
+
+def test_hub_id_is_loaded_from_the_cache(tiny_checkpoint, tiny_pipeline, hub_cache):
+    shutil.copytree(tiny_checkpoint, hub_cache("owner/tiny"))
+    pipeline = load_pipeline("owner/tiny")
+    assert pipeline.checkpoint == "owner/tiny"
+    assert pipeline.weights_sha256 == tiny_pipeline.weights_sha256
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_other_family_of_the_hub_is_refused_before_its_weights_are_fetched(hub_cache):
+    """The cache holds the index and nothing else."""
+    snapshot = hub_cache("owner/flux")
+    snapshot.mkdir()
     (snapshot / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(ValueError, match="got 'FluxPipeline' in 'owner/flux'"):
         load_pipeline("owner/flux")
@@ -105,6 +156,25 @@ def test_speed_and_memory_settings_keep_the_image(tiny_checkpoint, tiny_pipeline
     assert pipeline.vae.use_tiling == (setting == "vae_tiling")
     is_channels_last = pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert is_channels_last == (setting == "channels_last")
+
+
+def test_channels_last_draws_the_same(tiny_checkpoint, tiny_pipeline):
+    region = MosaicLayout(canvas_hw=(32, 48), region_boxes=((0, 0, 48, 32),), base_region_hw=(32, 48))
+    cup = Canvas(region, (Prompt("a cup", (2, 5)),), ("",), (3.0,), noise_seed=0)
+    (plain,), (ours,) = (
+        denoise_mosaic(pipeline, [cup], num_inference_steps=3)
+        for pipeline in (tiny_pipeline, load_pipeline(str(tiny_checkpoint), channels_last=True))
+    )
+    torch.testing.assert_close(ours.latents, plain.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_canvases_decoded_one_by_one_are_those_decoded_together(tiny_pipeline):
+    latents = torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = (tiny_pipeline.vae.decode(latents / 0.5).sample / 2 + 0.5).clamp(0, 1) * 255
+    images = tiny_pipeline.decode_latents(latents).permute(0, 3, 1, 2).float()
+    assert (images - together.floor()).abs().max() <= 1
+    assert (images != together.floor()).float().mean() < 0.01
 
 
 def test_tiles_are_decoded_where_the_canvas_is_larger_than_the_vae_was_trained_on(

@@ -87,6 +87,10 @@ def test_no_name_of_lvis_is_cut_by_a_long_definition(clip):
         ("arctic_(type_of_shoe)", "head_noun", ["arctic"]),
         ("bat_(animal)", "head_noun", ["bat"]),
         ("monitor_(computer_equipment) computer_monitor", "head_noun", ["monitor"]),
+        ("mouse_(computer_equipment)", "head_noun", ["mouse"]),
+        ("computer_monitor", "head_noun", ["monitor"]),
+        ("table-tennis_table", "head_noun", ["table"]),
+        ("T-shirt", "head_noun", ["t", "shirt"]),
         ("table-tennis_table", "last", ["table"]),
         ("table-tennis_table", "name", ["table", "tennis", "table"]),
         ("spatula", "name", ["sp", "atul", "a"]),
@@ -95,6 +99,13 @@ def test_no_name_of_lvis_is_cut_by_a_long_definition(clip):
 )
 def test_rule_chooses_tokens(clip, name, rule, expected):
     assert attended(clip, prompt_of(name, "a thing"), rule) == expected
+
+
+def test_head_noun_is_the_last_word_and_no_earlier_piece_of_it(clip):
+    prompt = prompt_of("table-tennis_table", "a thing")
+    by_name = tokenize_prompt(clip, prompt, max_length=77).attended_tokens
+    by_head = tokenize_prompt(clip, prompt, max_length=77, rule="head_noun").attended_tokens
+    assert by_head == by_name[-1:]
 
 
 @pytest.mark.parametrize("name", ["spatula", "table-tennis_table"])

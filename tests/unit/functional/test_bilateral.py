@@ -90,10 +90,13 @@ def test_a_blank_image_gives_finite_values():
     assert refined[:, 0].all()
 
 
-def test_the_system_is_that_of_the_equations():
+@pytest.mark.parametrize(("self_weight", "num_steps"), [(10.0, 10), (4.0, 3)])
+def test_the_system_is_that_of_the_equations(self_weight, num_steps):
     """A = 256 (diag(m) - diag(n) B diag(n)) + diag(splat(c)), from dense matrices."""
     image, _ = colour_disc((20, 24), noise=30.0)
-    settings = BilateralSettings(sigma_spatial_px=5.0)
+    settings = BilateralSettings(
+        sigma_spatial_px=5.0, blur_self_weight=self_weight, num_bistochastize_steps=num_steps
+    )
     grid = BilateralGrid(image, settings)
     red, green, blue = np.moveaxis(image.astype(float), 2, 0)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -109,10 +112,10 @@ def test_the_system_is_that_of_the_equations():
     np.testing.assert_array_equal(vertices[grid.vertex_of_pixel.ravel()], cells)
 
     distance = np.abs(vertices[:, None] - vertices[None]).sum(axis=2)
-    blur = 10.0 * (distance == 0) + (distance == 1)
+    blur = self_weight * (distance == 0) + (distance == 1)
     num_pixels = grid.splat(np.ones((20, 24)))
     scale = np.ones(len(vertices))
-    for _ in range(10):
+    for _ in range(num_steps):
         scale = np.sqrt(scale * num_pixels / (blur @ scale))
     mass = scale * (blur @ scale)
     expected = 256 * (np.diag(mass) - scale[:, None] * blur * scale) + np.diag(0.999 * num_pixels)

@@ -64,7 +64,11 @@ def test_outputs_of_the_published_program(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "settings",
-    [BilateralSettings(), BilateralSettings(sigma_spatial_px=5.3, sigma_luma=11.7, sigma_chroma=3.0)],
+    [
+        BilateralSettings(),
+        BilateralSettings(sigma_spatial_px=5.3, sigma_luma=11.7, sigma_chroma=3.0),
+        BilateralSettings(blur_self_weight=4.0, num_bistochastize_steps=3),
+    ],
 )
 def test_regions_of_different_sizes_are_those_of_the_single_solver(device, settings):
     regions = [

@@ -70,6 +70,32 @@ def test_coarse_centre_grid_bounds_the_number_of_shapes():
     assert len(widths) > 2
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"center_grid_px": 64},
+        {"region_hw": (768, 1024), "overlap_hw": (96, 128), "center_grid_px": 128},
+        {"region_hw": (64, 64), "overlap_hw": (16, 16), "stride_px": 4, "center_grid_px": 8},
+    ],
+)
+def test_coarse_centre_grid_keeps_the_jitter_centred_and_within_its_range(settings):
+    height, width = (PUBLISHED | settings)["region_hw"]
+    draws, lines = random.Random(0), []
+    for _ in range(4000):
+        boxes = draw_grid_layout(grid=(2, 3), draws=draws, **(PUBLISHED | settings)).region_boxes
+        column_lines = [(boxes[k][2] + boxes[k + 1][0]) / 2 / width - k for k in range(2)]
+        lines.append([*column_lines, (boxes[0][3] + boxes[3][1]) / 2 / height])
+        assert all(line * width % settings["center_grid_px"] == 0 for line in column_lines)
+    for axis in zip(*lines, strict=True):
+        assert abs(sum(axis) / len(axis) - 1) < 0.01
+        assert min(axis) >= 0.75 and max(axis) <= 1.25 and len(set(axis)) > 2
+
+
+def test_centre_grid_that_misses_the_range_is_refused():
+    with pytest.raises(ValueError, match=r"multiple of center_grid_px 96 px, got 512\.\.512 px"):
+        draw(4, center_grid_px=96, center_ratio_range=(1.0, 1.0))
+
+
 @pytest.mark.parametrize("grid", [(1, 3), (3, 2), (4, 4)])
 def test_any_grid_covers_its_canvas_with_overlapping_neighbours(grid):
     layout = draw_grid_layout(grid=grid, draws=random.Random(3), **PUBLISHED)

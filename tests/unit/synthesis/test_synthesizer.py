@@ -11,8 +11,10 @@ from mflight.diffusion.attention import AttentionSettings
 from mflight.functional.layout import draw_layout
 from mflight.functional.masks import rle_decode
 from mflight.synthesis.planner import CategoryPlanner
+from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest, Prompt
+from mflight.synthesis.stream import PoolStream
 from tests.unit.diffusion.tiny_checkpoint import save_tiny_checkpoint
 from tests.unit.synthesis.squares import categories
 
@@ -147,6 +149,39 @@ def test_dropped_canvas_gives_no_sample_but_says_why(checkpoint):
     assert result.annotations == []
 
 
+def test_a_rescued_canvas_keeps_its_good_regions_and_the_others_are_ignored(checkpoint, tmp_path):
+    """From the diffusion over the pool to the target that the detector is trained on."""
+    area_ratio_range = (0.3, 0.68)  # the tiny model's masks lie on both sides of it
+    samples = [
+        sample
+        for result in build(checkpoint, area_ratio_range=area_ratio_range).synthesize(
+            [request(index) for index in range(4)]
+        )
+        if (sample := result.sample()) is not None
+    ]
+    rescued = [one for one in samples if any(region["rejected"] for region in one.regions)]
+    assert rescued
+    with PoolWriter(tmp_path / "pool", "w0") as writer:
+        for sample in rescued:
+            writer.append(sample)
+    targets = {t["sample_id"]: t for _, t in PoolStream(pool_dir=tmp_path / "pool", categories=categories())}
+    for sample in rescued:
+        target = targets[sample.sample_id]
+        failed = [region for region in sample.regions if region["rejected"]]
+        assert target["ignore_boxes"].tolist() == [region["box"] for region in failed]
+        labels = {categories().label_of(region["category_id"]) for region in failed}
+        assert set(target["not_exhaustive_labels"].tolist()) == labels
+        assert len(target["boxes"]) == len(sample.annotations) == 4 - len(failed)
+
+
+def test_window_variance_is_a_setting_that_is_told(checkpoint):
+    canvases = [
+        build(checkpoint, window_variance=variance).synthesize([request(0)])[0] for variance in (0.01, 1.0)
+    ]
+    assert [one.provenance["window_variance"] for one in canvases] == [0.01, 1.0]
+    assert not np.array_equal(canvases[0].image, canvases[1].image)
+
+
 def test_a_name_too_long_for_the_text_encoder_is_dropped_and_the_others_are_drawn(checkpoint):
     long = request(1)
     name = "monitor " * 40
@@ -175,6 +210,7 @@ def test_nothing_asked_gives_nothing(checkpoint):
         ({"num_inference_steps": 0}, "input_value=0"),
         ({"max_batch": 1}, "input_value=1"),
         ({"guidance_scale": -2.0}, "-2"),
+        ({"window_variance": 0.0}, "input_value=0.0"),
     ],
 )
 def test_wrong_settings_are_refused(checkpoint, settings, message):
