@@ -122,8 +122,8 @@ def load_pipeline(
     """Load a checkpoint of the Stable Diffusion 1.x, 2.x or XL family.
 
     A folder that does not exist, or is not in diffusers' format, is a ``FileNotFoundError``. A checkpoint
-    that the hub does not have or that is of another family, and a device, a scheduler, a setting of it or a
-    compiler that does not exist, are a ``ValueError``.
+    that the hub does not have or that is of another family, a ``dtype`` that is not of floating point, and a
+    device, a scheduler, a setting of it or a compiler that does not exist, are a ``ValueError``.
 
     Args:
         checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.
@@ -143,9 +143,6 @@ def load_pipeline(
 
     Returns:
         The model, in evaluation mode and without gradients.
-
-    Raises:
-        ValueError: if ``dtype`` is not a floating-point type.
     """
     weights_dtype = choose_dtype(dtype, device)
     files = find_checkpoint(checkpoint)
