@@ -1,6 +1,7 @@
 """The few calls by which home reaches a Ray cluster. Ray is imported by the functions that need it only."""
 
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ def connect(address: str, runtime_env: Mapping[str, Any]) -> ClusterView:
     Raises:
         ConnectionError: if no cluster answers there.
     """
+    # Under `uv run` Ray would send the working folder, runs and all, to each node and build its environment anew.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     try:

@@ -124,7 +124,10 @@ def test_all_that_the_workspace_shows_is_in_the_run(wandb_run):
     assert {place for place, *_ in columns} == {"run", "summary", "config"}  # the first is the run's name
     assert all(key in wandb_run.summary for place, _, key in columns if place == "summary")
     config = OmegaConf.create(wandb_run.config)
-    assert all(OmegaConf.select(config, key) is not None for place, _, key in columns if place == "config")
+    keys = [
+        key.replace(".value", "", 1) for place, _, key in columns if place == "config"
+    ]  # as W&B stores it
+    assert keys and all(OmegaConf.select(config, key) is not None for key in keys)
 
 
 def keys_of(panel):
