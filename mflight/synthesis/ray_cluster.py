@@ -46,7 +46,7 @@ def connect(address: str, runtime_env: Mapping[str, Any]) -> ClusterView:
     Raises:
         ConnectionError: if no cluster answers there.
     """
-    # Under `uv run` Ray would send the working folder, runs and all, to each node and build its environment anew.
+    # Under `uv run` Ray would send the working folder, runs and all, to each node and build its environment.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
