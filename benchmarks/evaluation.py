@@ -12,8 +12,8 @@ predictions, worker processes included).
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -129,14 +129,14 @@ def run_ours(folder, num_workers, answer):
 
     results = msgspec.json.decode((folder / "results.json").read_bytes())
     before_gb = reset_peak_gb()
+    workers = WorkerPeaks()
     start = time.perf_counter()
     ground_truth = GroundTruth.load(folder / "ground_truth.json")
     evaluator = score_results(ground_truth=ground_truth, results=results, num_workers=num_workers)
     figures = evaluator.compute()
     seconds = time.perf_counter() - start
     in_percent = {key: {n: v / 100 if v != -1 else v for n, v in own.items()} for key, own in figures.items()}
-    workers_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20 * max(num_workers or 2, 1)
-    answer.put((in_percent, seconds, status_gb("VmHWM") - before_gb + workers_gb))
+    answer.put((in_percent, seconds, status_gb("VmHWM") - before_gb + workers.total_gb()))
 
 
 def run_lvis(folder, answer):
@@ -163,14 +163,40 @@ def run_lvis(folder, answer):
     answer.put((figures, time.perf_counter() - start, status_gb("VmHWM") - before_gb))
 
 
+class WorkerPeaks:
+    """Reads the peak memory of the worker processes while they live.
+
+    Not ``ru_maxrss`` of the children: Linux counts what the parent held at the fork into it.
+    """
+
+    def __init__(self):
+        self._peaks_gb, self._ended = {}, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def total_gb(self):
+        """Stop watching and return the sum of the workers' peaks."""
+        self._ended.set()
+        self._thread.join()
+        return sum(self._peaks_gb.values())
+
+    def _watch(self):
+        while not self._ended.wait(0.05):
+            for process in multiprocessing.active_children():
+                try:
+                    self._peaks_gb[process.pid] = status_gb("VmHWM", process.pid)
+                except (OSError, KeyError):  # it has just ended
+                    continue
+
+
 def reset_peak_gb():
     """Forget the process's peak memory so far and return what it holds now, in GiB."""
     Path("/proc/self/clear_refs").write_text("5")
     return status_gb("VmRSS")
 
 
-def status_gb(key):
-    for line in Path("/proc/self/status").read_text().splitlines():
+def status_gb(key, pid="self"):
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) / 2**20
     raise KeyError(key)
