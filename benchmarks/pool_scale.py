@@ -144,14 +144,18 @@ def pool_samples(load, rank, categories, shared, place):
     from mflight.synthesis.shards import PoolError
     from mflight.synthesis.stream import PoolStream
 
-    settings = {"rank": rank, "world_size": load.readers, "max_reuse": 1, "poll_interval_s": 0.5}
+    settings = {"rank": rank, "world_size": load.readers, "max_reuse": 1}
     stream = PoolStream(pool_dir=load.folder, categories=categories, **settings)
     while True:
         is_over = shared.end.is_set()
-        if (ref := stream.next_ref()) is None:
+        ref = stream.next_ref()
+        if ref is None and is_over:
+            time.sleep(1.1)  # longer than the stream waits between two looks
+            ref = stream.next_ref()
+        if ref is None:
             if is_over:
                 return
-            time.sleep(0.05 if not is_over else 0.6)
+            time.sleep(0.05)
             continue
         try:
             yield stream.read(ref)

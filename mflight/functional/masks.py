@@ -45,6 +45,57 @@ def rle_decode(rle: RLE) -> np.ndarray:
     return coco_mask.decode(_compressed(rle)).view(np.bool_)
 
 
+def rle_decode_box(rle: RLE) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Draw a mask within its box alone: several times as fast as the whole image for a smaller object.
+
+    Args:
+        rle: compressed or a plain list of runs.
+
+    Returns:
+        ``uint8[y2 - y1, x2 - x1]`` of 0 and 1, and ``(x1, y1, x2, y2)`` in px as of ``rle_to_box``.
+
+    Example:
+        >>> mask = np.zeros((8, 8), dtype=bool)
+        >>> mask[2:5, 1:7] = True
+        >>> part, box = rle_decode_box(rle_encode(mask))
+        >>> part.shape, int(part.sum()), box
+        ((3, 6), 18, (1, 2, 7, 5))
+    """
+    compressed = _compressed(rle)
+    x1, y1, x2, y2 = box = rle_to_box(compressed)
+    height, box_height = rle["size"][0], y2 - y1
+    if not box_height:
+        return np.zeros((0, 0), dtype=np.uint8), box
+    bounds = np.cumsum(_runs(compressed["counts"]))
+    ends = bounds[1::2]
+    starts = bounds[0::2][: len(ends)]
+    is_filled = ends > starts
+    # A run that goes on in the next column makes the box as high as the image, so this holds for it too.
+    columns, rows = np.divmod(np.stack([starts, ends - 1], axis=1)[is_filled], height)
+    places = (columns - x1) * box_height + rows - y1 + [0, 1]
+    changes = np.concatenate([[0], places.ravel(), [(x2 - x1) * box_height]])
+    part = np.repeat((np.arange(len(changes) - 1) & 1).astype(np.uint8), np.diff(changes))
+    return part.reshape(x2 - x1, box_height).T, box
+
+
+def _runs(counts: bytes) -> np.ndarray:
+    """Return the lengths ``int64[K]`` of the runs in COCO's compressed text, background first.
+
+    Each number is written in base 32, its low digits first, as characters from "0" on; 32 marks that another
+    digit follows, and 16 in the last one that the number is negative. From the fourth run on, the number is
+    the difference to the run before the last (pycocotools, the mask API of COCO).
+    """
+    digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - ord("0")
+    ends = np.flatnonzero(digits & 32 == 0)
+    starts = np.append(0, ends[:-1] + 1)
+    widths = 5 * (ends - starts + 1)
+    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, widths // 5))
+    runs = np.add.reduceat((digits & 31) << shifts, starts)
+    runs -= np.where(digits[ends] & 16, 1 << widths, 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs
+
+
 def rle_to_box(rle: RLE) -> tuple[int, int, int, int]:
     """Return the smallest box around a mask, without drawing it.
 

@@ -13,6 +13,7 @@ from mflight.synthesis.shards import (
     IndexTail,
     PoolError,
     SampleLine,
+    acknowledged_bytes,
     index_path,
     shard_path,
     shard_stem,
@@ -68,8 +69,10 @@ class PoolTail:
             if name in self._finished or (tail := self._tail_of(name)) is None:
                 continue
             if lines := self._read_index(tail):
-                self.dropped_ids.update(line.sample_id for line in lines if isinstance(line, DroppedLine))
-                found.append((shard_stem(tail.path), lines))
+                for line in lines:
+                    if type(line) is DroppedLine:
+                        self.dropped_ids.add(line.sample_id)
+                found.append((tail.stem, lines))
         self._tell_of_lost_seals(names)
         return found
 
@@ -91,10 +94,10 @@ class PoolTail:
     def _tail_of(self, name: str) -> IndexTail | None:
         """Return what follows an index; None for one whose shard has been evicted (a kill has left it)."""
         if name not in self._tails:
-            path = self._folder / name
-            if shard_stem(path) in self._evicted_shards:
+            tail = IndexTail(self._folder / name)
+            if tail.stem in self._evicted_shards:
                 return None
-            self._tails[name] = IndexTail(path)
+            self._tails[name] = tail
         return self._tails[name]
 
     def _read_index(self, tail: IndexTail) -> list[IndexLine]:
@@ -108,19 +111,20 @@ class PoolTail:
             return []
         if tail.is_sealed:
             self._finished.add(path.name)
-        return self._keep_whole(path, lines) if lines else []
+        return self._keep_whole(tail, lines) if lines else []
 
-    def _keep_whole(self, index: Path, lines: list[IndexLine]) -> list[IndexLine]:
+    def _keep_whole(self, tail: IndexTail, lines: list[IndexLine]) -> list[IndexLine]:
         """Leave out the samples that the shard is too short for."""
-        if not any(isinstance(line, SampleLine) for line in lines):
-            return lines
+        needed_bytes = acknowledged_bytes(lines)
         try:
-            shard_bytes = shard_path(index).stat().st_size
+            shard_bytes = tail.shard_bytes() if needed_bytes else 0
         except FileNotFoundError:
-            if not index.exists():  # evicted: the index goes first
+            if not tail.path.exists():  # evicted: the index goes first
                 return []
             shard_bytes = 0
-        whole, name = [], shard_path(index).name
+        if needed_bytes <= shard_bytes:
+            return lines
+        whole, name = [], shard_path(tail.path).name
         for line in lines:
             if isinstance(line, SampleLine) and line.offset + line.size > shard_bytes:
                 end = line.offset + line.size

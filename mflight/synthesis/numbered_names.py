@@ -71,8 +71,8 @@ class NumberedNames(MutableSet[str]):
 
 def _place(name: str) -> tuple[tuple[str, int, int] | None, int]:
     prefix = name.rstrip("0123456789")
-    width = len(name) - len(prefix)
-    if not width:
+    digits = name[len(prefix) :]
+    if not digits:
         return None, 0
-    block, place = divmod(int(name[len(prefix) :]), _BLOCK)
-    return (prefix, width, block), 1 << place
+    number = int(digits)
+    return (prefix, len(digits), number // _BLOCK), 1 << number % _BLOCK

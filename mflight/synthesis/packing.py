@@ -146,7 +146,7 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
         sample_id: the id that the members must bear.
 
     Returns:
-        The sample, its image decoded.
+        The sample, its image decoded; it cannot be written to.
 
     Raises:
         PoolError: if the members are not those of a sample of that id.
@@ -157,7 +157,7 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
         about = msgspec.json.decode(members.pop(".json"))
         (picture,) = members.values()
         with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")) as opened:
-            image = np.array(opened if opened.mode == "RGB" else opened.convert("RGB"))
+            image = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
         sample = PoolSample(image=image, **about)
     except (tarfile.TarError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise PoolError(f"sample {sample_id}: its members are not a sample's ({error})") from error

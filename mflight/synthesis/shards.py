@@ -225,7 +225,7 @@ def read_span(path: Path, offset: int, size: int, crc32: int) -> bytes:
     return span
 
 
-def _read_part(path: Path, offset: int, size: int) -> bytes:
+def _read_part(path: Path | str, offset: int, size: int) -> bytes:
     """Return up to ``size`` bytes from ``offset`` on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -242,21 +242,26 @@ class IndexTail:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.stem = path, shard_stem(path)
         self.is_sealed = False
+        self._file, self._shard_file = os.fspath(path), os.fspath(shard_path(path))
         self._position = 0
 
     def read_new(self) -> list[IndexLine]:
         """Return the lines completed since the last call; all of them again if the file has shrunk."""
         if self.is_sealed:
             return []
-        size = os.stat(self.path).st_size
+        size = os.stat(self._file).st_size
         if size < self._position:
             self._position = 0
         if size == self._position:
             return []
-        raw = complete_lines(_read_part(self.path, self._position, size - self._position))
+        raw = complete_lines(_read_part(self._file, self._position, size - self._position))
         lines = parse_lines(raw, self.path, with_header=self._position == 0)
         self._position += len(raw)
-        self.is_sealed = any(isinstance(line, SealLine) for line in lines)
+        self.is_sealed = any(type(line) is SealLine for line in lines)
         return lines
+
+    def shard_bytes(self) -> int:
+        """Return how long the shard is, in bytes; a FileNotFoundError tells that there is none."""
+        return os.stat(self._shard_file).st_size

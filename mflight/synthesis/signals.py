@@ -68,15 +68,39 @@ def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples:
     write_json(folder / f"consumption-{rank}of{world_size}.json", {"used_samples": dict(used_samples)})
 
 
-def read_consumption(folder: Path) -> Counter[str]:
-    """Return how many samples of each shard the training ranks together have used at least once."""
-    used: Counter[str] = Counter()
-    for entry in os.scandir(folder):
-        if not entry.name.startswith("consumption-"):
-            continue
-        said = (read_json(Path(entry.path)) or {}).get("used_samples")
-        used.update(said if isinstance(said, dict) else {})
-    return used
+class ConsumptionTail:
+    """Follows what the training ranks publish; a file is read again when it has been replaced.
+
+    Args:
+        folder: the pool folder.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._known: dict[str, tuple[tuple[int, int], Counter[str]]] = {}
+
+    def read(self) -> Counter[str]:
+        """Return how many samples of each shard the ranks together have used at least once."""
+        used: Counter[str] = Counter()
+        known, self._known = self._known, {}
+        for entry in os.scandir(self._folder):
+            if not entry.name.startswith("consumption-"):
+                continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # forgotten since it was listed
+                continue
+            stamp = (status.st_ino, status.st_mtime_ns)
+            if entry.name not in known or known[entry.name][0] != stamp:
+                known[entry.name] = (stamp, _used_samples(Path(entry.path)))
+            self._known[entry.name] = known[entry.name]
+            used.update(known[entry.name][1])
+        return used
+
+
+def _used_samples(path: Path) -> Counter[str]:
+    said = (read_json(path) or {}).get("used_samples")
+    return Counter(said if isinstance(said, dict) else {})
 
 
 def forget_consumption(folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field, validate_call
@@ -15,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mflight.data.categories import Categories
 from mflight.data.target import Target
-from mflight.functional.masks import mask_areas, rle_decode, rle_to_box
+from mflight.functional.masks import mask_areas, rle_decode_box
 from mflight.synthesis.acceptance import AcceptanceCounts
 from mflight.synthesis.pool import PoolReader, PoolSample, SampleRef
 from mflight.synthesis.reuse import ReuseQueue, hash_of
@@ -61,7 +62,7 @@ class PoolStream(IterableDataset):
         order: Literal["random", "oldest"] = "random",
         rank: Annotated[int, Field(ge=0)] = 0,
         world_size: Annotated[int, Field(ge=1)] = 1,
-        poll_interval_s: Annotated[float, Field(ge=0.0)] = 0.5,
+        poll_interval_s: Annotated[float, Field(ge=0.0)] = 1.0,
         seed: int = 0,
         background_loss: bool = True,
         publish: bool = True,
@@ -233,7 +234,7 @@ def to_target(
     ignore_boxes = [region["box"] for region in rejected]
     if not background_loss:
         ignore_boxes = [[0, 0, size_hw[1], size_hw[0]]]
-    return torch.from_numpy(sample.image).permute(2, 0, 1).contiguous(), {
+    return torch.from_numpy(_planes(sample.image)), {
         "boxes": torch.from_numpy(boxes.astype(np.float32)),
         "labels": torch.tensor(labels, dtype=torch.int64),
         "masks": torch.from_numpy(masks),
@@ -248,19 +249,27 @@ def to_target(
     }
 
 
+def _planes(image: np.ndarray) -> np.ndarray:
+    """Return ``uint8[3, H, W]`` of ``uint8[H, W, 3]``; numpy and torch take several times as long for it."""
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    cv2.split(image, list(planes))
+    return planes
+
+
 def _draw_masks(sample: PoolSample, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return the masks ``uint8[N, H, W]`` and their boxes ``int64[N, 4]`` xyxy, in px."""
     rles = [annotation["segmentation"] for annotation in sample.annotations]
     masks = np.zeros((len(rles), *size_hw), dtype=np.uint8)
     boxes = np.zeros((len(rles), 4), dtype=np.int64)
     for number, rle in enumerate(rles):
-        x1, y1, x2, y2 = boxes[number] = rle_to_box(rle)
-        if tuple(rle["size"]) != size_hw or x1 == x2:
-            size = f"{list(rle['size'])}{', empty' if x1 == x2 else ''}"
+        part, box = rle_decode_box(rle)
+        if tuple(rle["size"]) != size_hw or not part.size:
+            size = f"{list(rle['size'])}{'' if part.size else ', empty'}"
             raise PoolError(
                 f"sample {sample.sample_id}: a mask must be non-empty {list(size_hw)}, got {size}"
             )
-        masks[number, y1:y2, x1:x2] = rle_decode(rle)[y1:y2, x1:x2]  # the rest is zero: nothing to transpose
+        x1, y1, x2, y2 = boxes[number] = box
+        masks[number, y1:y2, x1:x2] = cv2.transpose(part.T)  # columns to rows, faster than numpy does it
     return masks, boxes
 
 

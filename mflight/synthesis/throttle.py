@@ -11,7 +11,7 @@ from mflight.synthesis.locks import hold_pool
 from mflight.synthesis.numbered_names import NumberedNames
 from mflight.synthesis.pool import check_pool_format
 from mflight.synthesis.shards import IndexLine, SampleLine, SealLine
-from mflight.synthesis.signals import read_consumption
+from mflight.synthesis.signals import ConsumptionTail
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Throttle:
         when_full: WhenFull = "stop",
     ):
         check_pool_format(folder)
-        self._folder, self._tail = folder, PoolTail(folder)
+        self._folder, self._tail, self._consumption = folder, PoolTail(folder), ConsumptionTail(folder)
         self._high_water = high_water
         self._low_water = (high_water or 0) // 2 if low_water is None else low_water
         self._max_samples, self._max_bytes, self._when_full = max_samples, max_bytes, when_full
@@ -92,7 +92,7 @@ class Throttle:
         return None
 
     def _is_ahead(self) -> bool:
-        used = read_consumption(self._folder)
+        used = self._consumption.read()
         backlog = sum(shard.samples - used[f"{stem}.tar"] for stem, shard in self._shards.items())
         self._is_paused = backlog > self._low_water if self._is_paused else backlog >= self._high_water
         return self._is_paused
@@ -138,13 +138,14 @@ class Throttle:
                 self._count(shard, line)
 
     def _count(self, shard: _Shard, line: IndexLine) -> None:
-        shard.is_sealed |= isinstance(line, SealLine)
-        if isinstance(line, SampleLine):
+        if type(line) is SampleLine:
             shard.size_bytes = max(shard.size_bytes, line.offset + line.size)
             shard.time_s = line.time_s
-            if line.sample_id not in self._sample_ids:
-                self._sample_ids.add(line.sample_id)
-                shard.samples += 1
+            num_known = len(self._sample_ids)
+            self._sample_ids.add(line.sample_id)
+            shard.samples += len(self._sample_ids) - num_known
+        elif type(line) is SealLine:
+            shard.is_sealed = True
 
 
 def check_marks(

@@ -15,6 +15,7 @@ from mflight.functional.masks import (
     polygons_to_mask,
     resize_mask,
     rle_decode,
+    rle_decode_box,
     rle_encode,
     rle_to_box,
     segmentation_to_mask,
@@ -99,6 +100,31 @@ def test_areas_of_masks_by_hand():
     assert mask_areas(masks).tolist() == [6, 0, 30]
     assert mask_areas(masks[:, :2, ::2]).tolist() == [2, 0, 6]  # row 1, columns 2 and 4
     assert mask_areas(masks[:0]).tolist() == []
+
+
+def test_a_mask_drawn_within_its_box_is_the_mask():
+    draws = np.random.default_rng(5)
+    for number in range(300):
+        mask = draws.random(draws.integers(1, 40, 2)) < draws.choice([0.03, 0.4, 0.95, 1.0])
+        if number % 3 == 0:  # runs that go on over whole columns
+            first, last = np.sort(draws.integers(0, mask.size + 1, 2))
+            mask.T.flat[:], mask.T.flat[first:last] = False, True
+        rle = rle_encode(mask)
+        part, box = rle_decode_box(rle)
+        assert box == rle_to_box(rle) and part.dtype == np.uint8
+        x1, y1, x2, y2 = box
+        whole = np.zeros(mask.shape, dtype=np.uint8)
+        whole[y1:y2, x1:x2] = part
+        np.testing.assert_array_equal(whole, mask)
+
+
+def test_runs_of_no_length_and_plain_lists_are_drawn():
+    part, box = rle_decode_box({"size": [3, 4], "counts": [2, 0, 2, 1, 0, 2, 5]})
+    whole = np.zeros((3, 4), dtype=np.uint8)
+    whole[box[1] : box[3], box[0] : box[2]] = part
+    np.testing.assert_array_equal(whole, rle_decode({"size": [3, 4], "counts": [2, 0, 2, 1, 0, 2, 5]}))
+    part, box = rle_decode_box(rle_encode(np.zeros((3, 4), dtype=bool)))
+    assert part.shape == (0, 0) and box == (0, 0, 0, 0)
 
 
 def test_the_box_of_a_code_is_that_of_its_mask():

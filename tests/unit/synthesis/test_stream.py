@@ -14,7 +14,7 @@ from mflight.data.target import check_target
 from mflight.data.transforms import TrainTransform
 from mflight.synthesis.pool import PoolWriter
 from mflight.synthesis.shards import PoolError
-from mflight.synthesis.signals import read_consumption
+from mflight.synthesis.signals import ConsumptionTail
 from mflight.synthesis.stream import PoolStream, to_target
 from tests.unit.synthesis.squares import categories, make_sample
 
@@ -154,7 +154,7 @@ def test_consumption_is_published_for_the_generators(tmp_path):
     source = stream(tmp_path, max_reuse=2)
     take(source, 6)
     source.next_ref()
-    assert read_consumption(tmp_path) == {"shard-w0-00000.tar": 3}
+    assert ConsumptionTail(tmp_path).read() == {"shard-w0-00000.tar": 3}
 
 
 def test_torn_sample_and_unknown_class_are_told_by_name(tmp_path):
