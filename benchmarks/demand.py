@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from mflight.data.mixing import num_synthetic_slots  # noqa: E402
 from mflight.minilvis.species import SPECIES  # noqa: E402
-from mflight.synthesis.pool import PoolReader  # noqa: E402
+from mflight.synthesis.pool.folder import PoolReader  # noqa: E402
 
 FIGURES = ("AP", "APr", "APc", "APf")
 STATIC = "static"

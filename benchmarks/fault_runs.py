@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from fault_trials import CAP, PATIENCE_S, Outcome
 
-from mflight.synthesis.pool import PoolReader
-from mflight.synthesis.shards import PoolError
-from mflight.synthesis.signals import WorkerStatus
+from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.signals import WorkerStatus
 from tests.run.batch_recorder import read_batches
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from mflight.data.mixing import MixedBatches
-from mflight.synthesis.inspection import find_unacknowledged
-from mflight.synthesis.pool import PoolReader
+from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.inspection import find_unacknowledged
+from mflight.synthesis.pool.shards import PoolError
 from mflight.synthesis.service import ServiceReport, SynthesisService
-from mflight.synthesis.shards import PoolError
 from mflight.synthesis.stream import PoolStream
 from mflight.synthesis.worker import WorkerSpec, run_worker
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, categories

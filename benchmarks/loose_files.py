@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from stored_sample import PICTURE_BYTES
 
-from mflight.synthesis.packing import PoolSample
+from mflight.synthesis.pool.packing import PoolSample
 
 
 class LooseSeries:
@@ -47,7 +47,7 @@ class LooseSeries:
 
 
 def loose_samples(load, rank, categories, shared, place):
-    from mflight.synthesis.reuse import hash_of
+    from mflight.synthesis.pool.reuse import hash_of
     from mflight.synthesis.stream import to_target
 
     seen = set()

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from mflight.data.lvis import read_categories
 from mflight.functional.masks import rle_decode
-from mflight.synthesis.pool import PoolReader, PoolSample
+from mflight.synthesis.pool.folder import PoolReader, PoolSample
 
 COLOURS = ((255, 64, 64), (64, 224, 64), (255, 224, 32), (255, 64, 255))
 SCALE, COLUMNS = 2, 6

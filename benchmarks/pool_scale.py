@@ -31,10 +31,10 @@ from statistics import median
 from loose_files import LooseSeries, loose_samples
 from stored_sample import CATEGORIES, PICTURE_BYTES, SIDE_PX, stored_sample
 
-from mflight.synthesis.agenda import Agenda
-from mflight.synthesis.eviction import bounded_shard
-from mflight.synthesis.pool import PoolWriter
-from mflight.synthesis.throttle import Throttle
+from mflight.synthesis.pool.agenda import Agenda
+from mflight.synthesis.pool.eviction import bounded_shard
+from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.throttle import Throttle
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def read(load, place, shared):
 
 
 def pool_samples(load, rank, categories, shared, place):
-    from mflight.synthesis.shards import PoolError
+    from mflight.synthesis.pool.shards import PoolError
     from mflight.synthesis.stream import PoolStream
 
     settings = {"rank": rank, "world_size": load.readers, "max_reuse": 1}

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mflight.functional.masks import rle_encode
-from mflight.synthesis.packing import EncodedSample
+from mflight.synthesis.pool.packing import EncodedSample
 
 SIDE_PX, PICTURE_BYTES = 512, 118_000
 CATEGORIES = [

@@ -172,8 +172,8 @@ def figures_table(figures: Figures) -> Table:
 
 def _labeled_images(pool: Path, max_images: int | None) -> Iterator[Any]:
     from mflight.functional.masks import rle_decode
-    from mflight.synthesis.pool import PoolReader
-    from mflight.synthesis.shards import PoolError
+    from mflight.synthesis.pool.folder import PoolReader
+    from mflight.synthesis.pool.shards import PoolError
 
     reader = PoolReader(pool)
     for ref in reader.poll()[:max_images]:

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mflight.data.files import LVIS_DOWNLOADS
-from mflight.synthesis.pool import PoolReader, PoolWriter
-from mflight.synthesis.pool_settings import describe_settings, keep_settings
+from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.settings import describe_settings, keep_settings
+from mflight.synthesis.pool.signals import WorkerStatus
 from mflight.synthesis.service import ServiceReport, SynthesisService
-from mflight.synthesis.signals import WorkerStatus
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
 _POLL_S = 0.5

@@ -16,9 +16,9 @@ from PIL import Image
 from mflight.functional.masks import resize_mask, rle_decode
 from mflight.functional.polygons import mask_to_polygons
 from mflight.synthesis.lvis_export import categories_of
-from mflight.synthesis.packing import PoolSample
-from mflight.synthesis.pool import PoolReader, SampleRef
-from mflight.synthesis.shards import DroppedLine, IndexTail, PoolError, list_indexes
+from mflight.synthesis.pool.folder import PoolReader, SampleRef
+from mflight.synthesis.pool.packing import PoolSample
+from mflight.synthesis.pool.shards import DroppedLine, IndexTail, PoolError, list_indexes
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import numpy as np
 from mflight.functional.masks import rle_decode
 from mflight.functional.polygons import mask_to_polygons
 from mflight.synthesis.annotation_file import AddedEntries, AnnotationFile
-from mflight.synthesis.packing import PoolSample, stored_image
-from mflight.synthesis.pool import PoolReader, SampleRef
-from mflight.synthesis.shards import PoolError, read_span
+from mflight.synthesis.pool.folder import PoolReader, SampleRef
+from mflight.synthesis.pool.packing import PoolSample, stored_image
+from mflight.synthesis.pool.shards import PoolError, read_span
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pydantic import ConfigDict, Field, validate_call
 from mflight.data.categories import Categories, Category, Frequency
 from mflight.functional.layout import MosaicLayout, draw_grid_layout, draw_layout
 from mflight.synthesis.demand import DemandRule, signals_before_training
+from mflight.synthesis.pool.signals import Demand
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
-from mflight.synthesis.signals import Demand
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]

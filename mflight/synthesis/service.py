@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, validate_call
 
+from mflight.synthesis.pool.signals import WorkerStatus
+from mflight.synthesis.pool.throttle import WhenFull, check_marks
 from mflight.synthesis.process_start import environment, last_words, thread_settings
 from mflight.synthesis.restarts import Restarts
-from mflight.synthesis.signals import WorkerStatus
-from mflight.synthesis.throttle import WhenFull, check_marks
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, log_path, run_worker
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mflight.data.categories import Categories
 from mflight.data.target import Target
 from mflight.functional.masks import mask_areas, rle_decode_box
-from mflight.synthesis.acceptance import AcceptanceCounts
-from mflight.synthesis.pool import PoolReader, PoolSample, SampleRef
-from mflight.synthesis.reuse import ReuseQueue, hash_of
-from mflight.synthesis.shards import PoolError
-from mflight.synthesis.signals import forget_consumption, write_consumption
+from mflight.synthesis.pool.acceptance import AcceptanceCounts
+from mflight.synthesis.pool.folder import PoolReader, PoolSample, SampleRef
+from mflight.synthesis.pool.reuse import ReuseQueue, hash_of
+from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.signals import forget_consumption, write_consumption
 
 
 class PoolStream(IterableDataset):

@@ -19,7 +19,7 @@ from mflight.diffusion.tokens import LostNameError
 from mflight.functional.masks import mask_to_box, rle_encode
 from mflight.synthesis.filters import FilteredCanvas, FilteredRegion, RegionFilter
 from mflight.synthesis.labeler import AttentionLabeler
-from mflight.synthesis.pool import PoolSample
+from mflight.synthesis.pool.folder import PoolSample
 from mflight.synthesis.request import MosaicRequest
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mflight.synthesis.agenda import Agenda
-from mflight.synthesis.eviction import bounded_shard
-from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.pool.agenda import Agenda
+from mflight.synthesis.pool.eviction import bounded_shard
+from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.signals import Demand, WorkerStatus
+from mflight.synthesis.pool.throttle import Throttle, WhenFull
 from mflight.synthesis.shortages import check_room, is_disk_full
 from mflight.synthesis.shrinking_batches import ShrinkingBatches
-from mflight.synthesis.signals import Demand, WorkerStatus
-from mflight.synthesis.throttle import Throttle, WhenFull
 from mflight.synthesis.turns import Turns
 
 logger = logging.getLogger(__name__)

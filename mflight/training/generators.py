@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from mflight.synthesis.inspection import find_unacknowledged
+from mflight.synthesis.pool.inspection import find_unacknowledged
+from mflight.synthesis.pool.signals import is_generating, mark_generating
 from mflight.synthesis.service import ServiceReport, SynthesisService
-from mflight.synthesis.signals import is_generating, mark_generating
 from mflight.synthesis.turns import Turns
 from mflight.training.service_keeper import ServiceKeeper
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mflight.synthesis.signals import WorkerStatus
+from mflight.synthesis.pool.signals import WorkerStatus
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 SMALL = [

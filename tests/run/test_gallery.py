@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mflight import gallery
-from mflight.synthesis.pool import PoolReader, PoolWriter
+from mflight.synthesis.pool.folder import PoolReader, PoolWriter
 from tests.unit.synthesis.small_pool import fill_pool
 from tests.unit.synthesis.squares import make_sample
 

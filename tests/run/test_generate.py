@@ -24,7 +24,7 @@ from rich.console import Console
 
 from mflight.generate import GenerationError, generate
 from mflight.minilvis.dataset import MiniLVISSize, build_minilvis
-from mflight.synthesis.pool import PoolReader, PoolWriter
+from mflight.synthesis.pool.folder import PoolReader, PoolWriter
 from mflight.synthesis.worker import fill_device
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
 

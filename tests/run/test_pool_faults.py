@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from mflight.synthesis.eviction import EvictionLog
-from mflight.synthesis.pool import PoolReader, PoolWriter
-from mflight.synthesis.shards import PoolError
-from mflight.synthesis.throttle import Throttle
+from mflight.synthesis.pool.eviction import EvictionLog
+from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.throttle import Throttle
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
 import io, sys
 from pathlib import Path
 from PIL import Image
-from mflight.synthesis.agenda import Agenda
-from mflight.synthesis.packing import EncodedSample
-from mflight.synthesis.pool import PoolWriter
-from mflight.synthesis.throttle import Throttle
+from mflight.synthesis.pool.agenda import Agenda
+from mflight.synthesis.pool.packing import EncodedSample
+from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.throttle import Throttle
 
 folder, place, file = Path(sys.argv[1]), int(sys.argv[2]), io.BytesIO()
 Image.new("RGB", (32, 32)).save(file, "JPEG")

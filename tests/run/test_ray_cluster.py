@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from mflight.synthesis.pool import PoolReader
-from mflight.synthesis.ray_status import RayStatus
-from mflight.synthesis.signals import write_consumption
+from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.signals import write_consumption
+from mflight.synthesis.ray.status import RayStatus
 from tests.run.conftest import SMALL
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
 from tests.unit.synthesis.test_service import poll_until
@@ -48,7 +48,7 @@ def answered(folder):
 
 
 def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_path, cluster):
-    from mflight.synthesis.ray_service import RaySynthesisService
+    from mflight.synthesis.ray.service import RaySynthesisService
 
     running = RaySynthesisService(
         pool_dir=tmp_path,

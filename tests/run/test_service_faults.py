@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mflight.synthesis.pool import PoolReader
-from mflight.synthesis.signals import write_consumption
+from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.signals import write_consumption
 from tests.unit.synthesis.test_service import poll_until, service
 
 ROOT = Path(__file__).parents[2]

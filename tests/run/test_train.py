@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mflight.dashboard import build_workspace
-from mflight.synthesis.pool import PoolReader
-from mflight.synthesis.signals import Demand
+from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.signals import Demand
 from tests.run.conftest import SMALL
 from tests.run.wandb_reader import read_wandb_run
 

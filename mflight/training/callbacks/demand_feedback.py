@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, validate_call
 
 from mflight.data.categories import FREQUENCIES, Categories
 from mflight.synthesis.demand import ClassSignals, DemandRule
-from mflight.synthesis.signals import Demand
+from mflight.synthesis.pool.signals import Demand
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.heads_watcher import HeadsWatcher
 from mflight.training.class_losses import ClassLosses

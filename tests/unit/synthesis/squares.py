@@ -10,7 +10,7 @@ import numpy as np
 
 from mflight.data.categories import Categories
 from mflight.functional.masks import rle_encode
-from mflight.synthesis.pool import PoolSample
+from mflight.synthesis.pool.folder import PoolSample
 
 CATEGORIES = [
     {"id": 2, "name": "sea_horse", "def": "a small fish", "image_count": 3},

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mflight.functional.masks import rle_encode
 from mflight.synthesis.gallery_page import pool_to_html
-from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.pool.folder import PoolWriter
 from tests.unit.synthesis.small_pool import fill_pool
 from tests.unit.synthesis.squares import make_sample
 

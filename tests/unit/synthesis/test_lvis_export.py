@@ -8,7 +8,7 @@ from PIL import Image
 from mflight.data.lvis import LVISDataset
 from mflight.functional.masks import rle_decode
 from mflight.synthesis.lvis_export import ExportCounts, export_pool
-from mflight.synthesis.pool import PoolReader, PoolWriter
+from mflight.synthesis.pool.folder import PoolReader, PoolWriter
 from tests.unit.synthesis.small_pool import fill_pool
 from tests.unit.synthesis.squares import CATEGORIES, make_sample
 

@@ -8,9 +8,9 @@ import pytest
 from mflight.functional.layout import draw_layout
 from mflight.synthesis.demand import DemandRule
 from mflight.synthesis.planner import CategoryPlanner
+from mflight.synthesis.pool.signals import Demand
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
-from mflight.synthesis.signals import Demand
 from tests.unit.synthesis.squares import categories
 
 SIZES = {"region_hw": (32, 32), "overlap_hw": (8, 8), "stride_px": 4}

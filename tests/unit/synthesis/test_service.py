@@ -3,7 +3,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from mflight.synthesis.pool import PoolReader
+from mflight.synthesis.pool.folder import PoolReader
 from mflight.synthesis.service import SynthesisService
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
 

@@ -12,9 +12,9 @@ from mflight.data.downscale import RandomDownscale
 from mflight.data.mixing import MixedBatches
 from mflight.data.target import check_target
 from mflight.data.transforms import TrainTransform
-from mflight.synthesis.pool import PoolWriter
-from mflight.synthesis.shards import PoolError
-from mflight.synthesis.signals import ConsumptionTail
+from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.signals import ConsumptionTail
 from mflight.synthesis.stream import PoolStream, to_target
 from tests.unit.synthesis.squares import categories, make_sample
 

@@ -3,9 +3,9 @@ import signal
 
 import pytest
 
-from mflight.synthesis.pool import PoolReader, PoolWriter
-from mflight.synthesis.signals import Demand, WorkerStatus, write_consumption
-from mflight.synthesis.throttle import Throttle
+from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.signals import Demand, WorkerStatus, write_consumption
+from mflight.synthesis.pool.throttle import Throttle
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, fill_device, run_worker
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, make_sample
 

@@ -12,8 +12,8 @@ import torch
 from mflight.detection.backbones import MiniFPN
 from mflight.detection.mask_rcnn import build_mask_rcnn
 from mflight.synthesis.demand import ClassSignals, DemandRule
-from mflight.synthesis.pool import PoolWriter
-from mflight.synthesis.signals import Demand
+from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.signals import Demand
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.demand_feedback import DemandFeedback, class_aps, demand_figures
 from mflight.training.segmentation import InstanceSegmentationModule

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 
-from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.detector_check import DetectorCheck, strongest_contradiction
 from tests.unit.synthesis.squares import categories, make_sample

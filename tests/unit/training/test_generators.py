@@ -1,9 +1,9 @@
 import functools
 import time
 
-from mflight.synthesis.pool import PoolReader
+from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.signals import mark_generating
 from mflight.synthesis.service import SynthesisService
-from mflight.synthesis.signals import mark_generating
 from mflight.training.generators import Generators
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from mflight.data.slots import SlotCounts
-from mflight.synthesis.pool import PoolWriter
+from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.signals import WorkerStatus
 from mflight.synthesis.service import ServiceReport
-from mflight.synthesis.signals import WorkerStatus
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.synthesis_monitor import SynthesisMonitor, generator_figures, slot_figures
 from tests.unit.synthesis.squares import categories, make_sample

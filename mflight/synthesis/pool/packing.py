@@ -1,0 +1,184 @@
+"""A pool sample as tar members and back. No torch, no pickle."""
+
+import io
+import os
+import re
+import tarfile
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from mflight.synthesis.pool.shards import DroppedLine, PoolError, SampleLine
+
+_SUFFIX_OF_START = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png"}
+_SAMPLE_ID = re.compile(r"^[A-Za-z0-9_-]{1,80}$")  # no dot: WebDataset takes the name up to the first one
+
+
+@dataclass(frozen=True)
+class PoolSample:
+    """One synthetic image with its instances.
+
+    Attributes:
+        sample_id: 1 to 80 letters, digits, ``_`` or ``-``; unique in the pool.
+        image: ``uint8[H, W, 3]``, RGB.
+        annotations: per instance ``{"category_id", "region", "bbox": [x, y, w, h] px, "area": px²,
+            "segmentation": RLE}``.
+        regions: per region ``{"category_id", "box": [x1, y1, x2, y2] px, "rejected": None | rule name}``.
+        provenance: what is needed to make the sample again; JSON values.
+    """
+
+    sample_id: str
+    image: np.ndarray
+    annotations: list[dict[str, Any]]
+    regions: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One synthetic image as a file, with its instances; to pass a sample on without encoding it again.
+
+    Attributes:
+        sample_id: as in ``PoolSample``.
+        picture: bytes of a JPEG or PNG file.
+        annotations: as in ``PoolSample``.
+        regions: as in ``PoolSample``.
+        provenance: as in ``PoolSample``.
+    """
+
+    sample_id: str
+    picture: bytes
+    annotations: list[dict[str, Any]]
+    regions: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+
+def count_rejected(regions: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many regions each rule rejected."""
+    counts: dict[str, int] = {}
+    for region in regions:
+        if region.get("rejected"):
+            counts[region["rejected"]] = counts.get(region["rejected"], 0) + 1
+    return counts
+
+
+def encode_sample(
+    sample: PoolSample | EncodedSample, image_format: Literal["jpeg", "png"], jpeg_quality: int
+) -> bytes:
+    """Pack a sample as tar members ``<sample_id>.jpg`` (or ``.png``) and ``<sample_id>.json``.
+
+    Args:
+        sample: the image and its instances.
+        image_format: ``"jpeg"`` or ``"png"``; an encoded sample keeps its own.
+        jpeg_quality: 1 to 100.
+
+    Returns:
+        The members with their headers, padded to 512 bytes.
+
+    Raises:
+        PoolError: if the id or the image is not of the form that ``PoolSample`` or ``EncodedSample`` states.
+    """
+    if not _SAMPLE_ID.fullmatch(sample.sample_id):
+        raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', got {sample.sample_id!r}")
+    encoded = isinstance(sample, EncodedSample)
+    picture = sample.picture if encoded else _encode_image(sample, image_format, jpeg_quality)
+    suffix = next((suffix for start, suffix in _SUFFIX_OF_START.items() if picture.startswith(start)), None)
+    if suffix is None:
+        raise PoolError(f"sample {sample.sample_id}: picture must be a JPEG or PNG, begins {picture[:8]!r}")
+    about = {name: getattr(sample, name) for name in ("sample_id", "annotations", "regions", "provenance")}
+    return _tar_member(sample.sample_id + suffix, picture) + _tar_member(
+        sample.sample_id + ".json", msgspec.json.encode(about)
+    )
+
+
+def _encode_image(sample: PoolSample, image_format: str, jpeg_quality: int) -> bytes:
+    image = sample.image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype}{list(image.shape)}"
+        raise PoolError(f"sample {sample.sample_id}: image must be uint8[H, W, 3], got {got}")
+    buffer = io.BytesIO()
+    if image_format == "png":
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    else:
+        # 4:4:4, because halved chroma smears colour over the masks' edges
+        Image.fromarray(image).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def describe_sample(sample: PoolSample | EncodedSample, index: int, demand_step: int) -> SampleLine:
+    """Return the index line of a sample; the writer fills in its place, size and checksum."""
+    return SampleLine(
+        sample_id=sample.sample_id,
+        index=index,
+        offset=0,
+        size=0,
+        crc32=0,
+        category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
+        num_regions=len(sample.regions),
+        rejected=count_rejected(sample.regions),
+        demand_step=demand_step,
+        time_s=time.time(),
+        rejected_category_ids=tuple(one["category_id"] for one in sample.regions if one.get("rejected")),
+    )
+
+
+def describe_dropped(sample_id: str, regions: list[dict[str, Any]], index: int) -> DroppedLine:
+    """Return the index line of a request whose canvas was dropped."""
+    return DroppedLine(
+        sample_id=sample_id,
+        index=index,
+        num_regions=len(regions),
+        rejected=count_rejected(regions),
+        time_s=time.time(),
+        regions=tuple((region["category_id"], region.get("rejected")) for region in regions),
+    )
+
+
+def decode_sample(span: bytes, sample_id: str) -> PoolSample:
+    """Unpack what ``encode_sample`` packed.
+
+    Args:
+        span: the tar members.
+        sample_id: the id that the members must bear.
+
+    Returns:
+        The sample, its image decoded; it cannot be written to.
+
+    Raises:
+        PoolError: if the members are not those of a sample of that id.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as archive:
+            members = {os.path.splitext(one.name)[1]: archive.extractfile(one).read() for one in archive}
+        about = msgspec.json.decode(members.pop(".json"))
+        (picture,) = members.values()
+        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")) as opened:
+            image = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
+        sample = PoolSample(image=image, **about)
+    except (tarfile.TarError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise PoolError(f"sample {sample_id}: its members are not a sample's ({error})") from error
+    if not _SAMPLE_ID.fullmatch(sample_id):  # it becomes a file name
+        raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', the pool holds {sample_id!r}")
+    if sample.sample_id != sample_id:
+        raise PoolError(f"sample {sample_id}: the shard holds {sample.sample_id!r} at its place")
+    return sample
+
+
+def stored_image(span: bytes) -> tuple[bytes, str]:
+    """Return the image file of a sample's tar members as it is stored, and its suffix, such as ``.jpg``."""
+    with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as archive:
+        for member in archive:
+            suffix = os.path.splitext(member.name)[1]
+            if suffix in (".jpg", ".png"):
+                return archive.extractfile(member).read(), suffix
+    raise PoolError(f"no image among the tar members of {len(span)} bytes")
+
+
+def _tar_member(name: str, data: bytes) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)

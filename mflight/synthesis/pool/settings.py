@@ -1,0 +1,108 @@
+"""What a pool is drawn with, noted beside it by seed, so that no other settings go on with it. No torch."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+
+from mflight.data.categories import Categories
+from mflight.synthesis.pool.signals import read_json, write_json
+
+SETTINGS_FILE = "generate.json"
+_WITHOUT_EFFECT = {"cache_dir", "device", "max_batch"}  # on what is drawn
+_CONFIG_FILES = ("model_index.json", "config.json", "*/*.json", "*/*.txt")
+
+
+def describe_settings(
+    planner: Mapping[str, Any], synthesizer: Mapping[str, Any], categories: Categories
+) -> dict[str, Any]:
+    """Flatten what determines the samples of a seed; files count by what is in them, not by where they lie.
+
+    Classes and the folder of a checkpoint are told by a hash (of gigabytes of weights: seconds), a hub id by
+    itself.
+
+    Args:
+        planner: node of the planner, resolved.
+        synthesizer: node of the synthesizer, resolved.
+        categories: the classes that the planner draws from.
+
+    Returns:
+        Values by dotted keys, as JSON types.
+    """
+    classes = json.dumps(categories.to_lvis()).encode()
+    node = {"planner": {**planner, "categories": _name_hash(hashlib.sha256(classes))}}
+    return dict(_flatten({**node, "synthesizer": synthesizer}))
+
+
+def keep_settings(folder: Path, seed: int, settings: Mapping[str, Any], *, is_new: bool) -> None:
+    """Note what a pool is drawn with, or compare it with what was noted.
+
+    A key that one of both lacks has the default of the constructor that takes it: so a setting that a newer
+    version has learnt does not stop an older pool.
+
+    Args:
+        folder: the pool folder.
+        seed: of the planner; each has settings of its own.
+        settings: from `describe_settings`.
+        is_new: whether the pool answers no request of the seed; then any settings are right.
+
+    Raises:
+        ValueError: if the seed's answers were drawn with other settings, naming the first of them.
+    """
+    path = folder / SETTINGS_FILE
+    by_seed = read_json(path) or {}
+    before = settings if is_new else by_seed.get(str(seed), settings)
+    for key in sorted(settings.keys() | before.keys()):
+        then, now = (one[key] if key in one else _default_of(key, settings) for one in (before, settings))
+        if then != now:
+            raise ValueError(
+                f"pool {folder} was drawn with {key}={then} under seed {seed}, now it is {now}: name another "
+                "paths.pool_dir or seed"
+            )
+    write_json(path, {**by_seed, str(seed): settings})
+
+
+def _flatten(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if place.endswith(".checkpoint"):
+        yield place, _content_of(node)
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if key not in _WITHOUT_EFFECT:
+                yield from _flatten(value, f"{place}.{key}" if place else key)
+    else:
+        yield place, node
+
+
+def _content_of(checkpoint: Any) -> Any:
+    """A folder by the hash of its configs, vocabulary and weights; a hub id, or none, by itself."""
+    checkpoint = instantiate(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    if checkpoint is None or not Path(checkpoint).expanduser().is_dir():
+        return checkpoint
+    folder = Path(checkpoint).expanduser()
+    files = {path for pattern in _CONFIG_FILES for path in folder.glob(pattern)}
+    for part in (folder, *folder.iterdir()):
+        files.update(list(part.glob("*.safetensors")) or part.glob("*.bin"))
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return _name_hash(digest)
+
+
+def _name_hash(digest: Any) -> str:
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _default_of(key: str, settings: Mapping[str, Any]) -> Any:
+    """What the constructor of a node takes for a key that is not set; None where it is not known."""
+    node, _, name = key.rpartition(".")
+    target = settings.get(f"{node}._target_")
+    parameter = inspect.signature(get_object(target)).parameters.get(name) if target else None
+    if parameter is None or parameter.default is inspect.Parameter.empty:
+        return None
+    return json.loads(json.dumps(parameter.default, default=str))
