@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, overload
 Frequency = Literal["rare", "common", "frequent"]
 FREQUENCIES: tuple[Frequency, ...] = get_args(Frequency)
 
-_FREQUENCY_OF_LETTER: dict[str, Frequency] = {"r": "rare", "c": "common", "f": "frequent"}
+FREQUENCY_OF_LETTER: dict[str, Frequency] = {"r": "rare", "c": "common", "f": "frequent"}
+"""What the letters of LVIS files mean."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _category_from_lvis(
     category_id = int(entry["id"])
     image_count = int(entry.get("image_count", image_counts.get(category_id, 0)))
     letter = entry.get("frequency")
-    if letter is not None and letter not in _FREQUENCY_OF_LETTER:
+    if letter is not None and letter not in FREQUENCY_OF_LETTER:
         name = entry["name"]
         raise ValueError(f"frequency must be one of ['r', 'c', 'f'], got {letter!r} of category {name!r}")
     return Category(
@@ -169,7 +170,7 @@ def _category_from_lvis(
         definition=str(entry.get("def", "")),
         synonyms=tuple(entry.get("synonyms", ())),
         synset=str(entry.get("synset", "")),
-        frequency=frequency_of(image_count) if letter is None else _FREQUENCY_OF_LETTER[letter],
+        frequency=frequency_of(image_count) if letter is None else FREQUENCY_OF_LETTER[letter],
         image_count=image_count,
         instance_count=int(entry.get("instance_count", instance_counts.get(category_id, 0))),
     )

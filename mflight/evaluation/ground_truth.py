@@ -10,9 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from mflight.data.categories import FREQUENCIES, Category, frequency_of
-
-_FREQUENCY_OF_LETTER = {"r": "rare", "c": "common", "f": "frequent"}
+from mflight.data.categories import FREQUENCIES, FREQUENCY_OF_LETTER, Category, frequency_of
 
 SegmentationT = TypeVar("SegmentationT")
 
@@ -248,7 +246,7 @@ def _unique_ids(entries: list, place: str) -> np.ndarray:
 
 def _frequency_of(category: _Category, place: str) -> str:
     if category.frequency:
-        frequency = _FREQUENCY_OF_LETTER.get(category.frequency, category.frequency)
+        frequency = FREQUENCY_OF_LETTER.get(category.frequency, category.frequency)
         if frequency not in FREQUENCIES:
             raise ValueError(
                 f'{place}: frequency must be "r", "c" or "f", category {category.id} has "{frequency}"'
