@@ -109,9 +109,8 @@ def run_writer(spec: WorkerSpec, build: Callable[[WorkerSpec, PoolWriter, Worker
             _work(spec, writer, build)
     except Exception as error:
         if is_disk_full(error):
-            if (
-                spec.capture_output
-            ):  # the log lies on that disk: what it cannot take would change the exit code
+            if spec.capture_output:
+                # The log lies on that disk: what it cannot take would change the exit code.
                 _redirect_output(os.devnull)
             sys.exit(EXIT_DISK_FULL)
         traceback.print_exc()
