@@ -6,11 +6,9 @@ from collections import deque
 from contextlib import suppress
 
 import msgspec
-import numpy as np
-from PIL import Image
 from stored_sample import PICTURE_BYTES
 
-from mflight.synthesis.pool.packing import PoolSample
+from mflight.synthesis.pool.packing import EncodedSample
 
 
 class LooseSeries:
@@ -60,8 +58,8 @@ def loose_samples(load, rank, categories, shared, place):
             path = load.folder / name
             with suppress(FileNotFoundError):  # it has made room
                 about = msgspec.json.decode(path.read_bytes())
-                image = np.array(Image.open(path.with_suffix(".jpg")).convert("RGB"))
-                yield to_target(PoolSample(path.stem, image, **about), categories, 0)
+                sample = EncodedSample(path.stem, path.with_suffix(".jpg").read_bytes(), **about)
+                yield to_target(sample, categories, 0)
         if is_over:
             return
         time.sleep(0.5)

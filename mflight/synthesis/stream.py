@@ -13,12 +13,14 @@ import torch
 from pydantic import ConfigDict, Field, validate_call
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
+from torchvision.io import ImageReadMode, decode_image
 
 from mflight.data.categories import Categories
 from mflight.data.target import Target
 from mflight.functional.masks import mask_areas, rle_decode_box
 from mflight.synthesis.pool.acceptance import AcceptanceCounts
-from mflight.synthesis.pool.folder import PoolReader, PoolSample, SampleRef
+from mflight.synthesis.pool.folder import PoolReader, SampleRef
+from mflight.synthesis.pool.packing import EncodedSample
 from mflight.synthesis.pool.reuse import ReuseQueue, hash_of
 from mflight.synthesis.pool.shards import PoolError
 from mflight.synthesis.pool.signals import forget_consumption, write_consumption
@@ -145,7 +147,7 @@ class PoolStream(IterableDataset):
             ``uint8[3, H, W]`` and its target. A ``PoolError`` tells of a sample that is torn, or that holds a
             class which the dataset does not have.
         """
-        return to_target(self._reader.read(ref), self._categories, ref.index, self._background_loss)
+        return to_target(self._reader.read_encoded(ref), self._categories, ref.index, self._background_loss)
 
     def release(self, refs: Iterable[SampleRef]) -> None:
         """Take back uses that were handed out and never reached the training."""
@@ -208,25 +210,26 @@ class PoolStream(IterableDataset):
 
 
 def to_target(
-    sample: PoolSample, categories: Categories, index: int, background_loss: bool = True
+    sample: EncodedSample, categories: Categories, index: int, background_loss: bool = True
 ) -> tuple[Tensor, Target]:
     """Turn a sample of the pool into what the detector trains on.
 
     Args:
-        sample: image, annotations with ``category_id`` and RLE, regions.
+        sample: image file, annotations with ``category_id`` and RLE, regions.
         categories: give the labels.
         index: number of the sample's request; ``-1 - index`` becomes the ``image_id``, as of no real image.
         background_loss: whether the background is learnt from; if not, the whole image is to be ignored
             wherever it matches no instance.
 
     Returns:
-        ``uint8[3, H, W]`` and the target; boxes and areas are those of the masks. The classes that the
+        ``uint8[3, H, W]`` as RGB and the target; boxes and areas are those of the masks. The classes that the
         request did not name are unknown, not absent, so ``negative_labels`` is empty. A rejected region of a
         rescued canvas shows an object without a mask: its box is in ``ignore_boxes``, its class in
         ``not_exhaustive_labels``. It is a PoolError if the class of an annotation or of a rejected region is
         none of ``categories``, or if a mask is empty or of another size.
     """
-    size_hw = sample.image.shape[:2]
+    image = _decode(sample)
+    size_hw = tuple(image.shape[1:])
     labels = _labels(sample, sample.annotations, categories)
     masks, boxes = _draw_masks(sample, size_hw)
     rejected = [region for region in sample.regions if region.get("rejected")]
@@ -234,7 +237,7 @@ def to_target(
     ignore_boxes = [region["box"] for region in rejected]
     if not background_loss:
         ignore_boxes = [[0, 0, size_hw[1], size_hw[0]]]
-    return torch.from_numpy(_planes(sample.image)), {
+    return image, {
         "boxes": torch.from_numpy(boxes.astype(np.float32)),
         "labels": torch.tensor(labels, dtype=torch.int64),
         "masks": torch.from_numpy(masks),
@@ -249,14 +252,15 @@ def to_target(
     }
 
 
-def _planes(image: np.ndarray) -> np.ndarray:
-    """Return ``uint8[3, H, W]`` of ``uint8[H, W, 3]``; numpy and torch take several times as long for it."""
-    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
-    cv2.split(image, list(planes))
-    return planes
+def _decode(sample: EncodedSample) -> Tensor:
+    """Return the image ``uint8[3, H, W]``, pixel by pixel in memory; Pillow and a copy take longer."""
+    try:
+        return decode_image(torch.frombuffer(bytearray(sample.picture), dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise PoolError(f"sample {sample.sample_id}: its image cannot be decoded ({error})") from error
 
 
-def _draw_masks(sample: PoolSample, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _draw_masks(sample: EncodedSample, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return the masks ``uint8[N, H, W]`` and their boxes ``int64[N, 4]`` xyxy, in px."""
     rles = [annotation["segmentation"] for annotation in sample.annotations]
     masks = np.zeros((len(rles), *size_hw), dtype=np.uint8)
@@ -273,7 +277,7 @@ def _draw_masks(sample: PoolSample, size_hw: tuple[int, int]) -> tuple[np.ndarra
     return masks, boxes
 
 
-def _labels(sample: PoolSample, entries: list[dict[str, Any]], categories: Categories) -> list[int]:
+def _labels(sample: EncodedSample, entries: list[dict[str, Any]], categories: Categories) -> list[int]:
     """Return the label of each entry with a ``category_id``."""
     try:
         return [categories.label_of(entry["category_id"]) for entry in entries]

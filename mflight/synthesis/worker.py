@@ -145,6 +145,7 @@ class _Worker:
             max_samples=spec.max_samples,
             max_bytes=spec.max_bytes,
             when_full=spec.when_full,
+            num_workers=spec.num_workers,
         )
         self._batches = ShrinkingBatches(None, spec.batch_size)
         self._publish("loading")

@@ -21,8 +21,10 @@ class AcceptanceCounts:
     def add(self, line: IndexLine) -> None:
         """Count one line."""
         if isinstance(line, SampleLine):
-            self.num_kept.update(line.category_ids)
-            self.num_drawn.update(line.category_ids)
-            self.num_drawn.update(line.rejected_category_ids)
+            for category_id in line.category_ids:  # some times as fast as `Counter.update` for a few
+                self.num_kept[category_id] += 1
+                self.num_drawn[category_id] += 1
+            for category_id in line.rejected_category_ids:
+                self.num_drawn[category_id] += 1
         elif isinstance(line, DroppedLine):
             self.num_drawn.update(category_id for category_id, _ in line.regions)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mflight.synthesis.pool.acceptance import AcceptanceCounts
 from mflight.synthesis.pool.follow import PoolTail
+from mflight.synthesis.pool.numbered_names import NumberedNames
 from mflight.synthesis.pool.packing import (
     EncodedSample,
     PoolSample,
@@ -15,6 +16,7 @@ from mflight.synthesis.pool.packing import (
     describe_dropped,
     describe_sample,
     encode_sample,
+    unpack_sample,
 )
 from mflight.synthesis.pool.series import SeriesCounts, ShardSeries
 from mflight.synthesis.pool.shards import (
@@ -148,6 +150,7 @@ class PoolReader:
         self._tail = PoolTail(self.folder)
         self._places: dict[str, tuple[str, int, int]] = {}
         self._ids_in_shard: dict[str, list[str]] = {}
+        self._evicted_ids = NumberedNames()
         self._newly_evicted: list[str] = []
         check_pool_format(self.folder)
 
@@ -164,7 +167,7 @@ class PoolReader:
     @property
     def evicted_ids(self) -> Set[str]:
         """The samples that have made room for others."""
-        return self._tail.evicted_ids
+        return self._evicted_ids
 
     @property
     def newly_evicted(self) -> Sequence[str]:
@@ -177,7 +180,8 @@ class PoolReader:
         A sample that comes again at another place (its first shard was damaged) is returned again.
         """
         self._newly_evicted = []
-        for stem in self._tail.read_evicted():
+        for stem, line in self._tail.read_evicted():
+            self._evicted_ids.update(line.sample_ids)
             self._forget(f"{stem}.tar")
         refs: list[SampleRef] = []
         for stem, lines in self._tail.read_new():
@@ -195,8 +199,14 @@ class PoolReader:
         Returns:
             The sample, its image decoded.
         """
-        span = read_span(self.folder / ref.shard, ref.offset, ref.size, ref.crc32)
-        return decode_sample(span, ref.sample_id)
+        return decode_sample(self._read_span(ref), ref.sample_id)
+
+    def read_encoded(self, ref: SampleRef) -> EncodedSample:
+        """Read one sample as ``read`` does, its image as it is stored."""
+        return unpack_sample(self._read_span(ref), ref.sample_id)
+
+    def _read_span(self, ref: SampleRef) -> bytes:
+        return read_span(self.folder / ref.shard, ref.offset, ref.size, ref.crc32)
 
     def _forget(self, shard: str) -> None:
         for sample_id in self._ids_in_shard.pop(shard, ()):

@@ -9,6 +9,7 @@ from mflight.synthesis.pool.eviction import EvictionLog
 from mflight.synthesis.pool.numbered_names import NumberedNames
 from mflight.synthesis.pool.shards import (
     DroppedLine,
+    EvictedLine,
     IndexLine,
     IndexTail,
     PoolError,
@@ -27,8 +28,7 @@ class PoolTail:
     """Follows all indexes of a pool folder and the log of its evictions; it holds no line and no sample.
 
     What is torn or foreign is logged once, noted in ``set_aside`` (file, or shard and offset, to the reason)
-    and passed over. ``dropped_ids`` names the requests whose canvases were dropped, ``evicted_ids`` the
-    samples that are gone because their shards made room.
+    and passed over. ``dropped_ids`` names the requests whose canvases were dropped.
 
     Args:
         folder: the pool folder; it may appear later.
@@ -45,21 +45,19 @@ class PoolTail:
         self._evicted_shards = NumberedNames()
         self.set_aside: dict[str, str] = {}
         self.dropped_ids = NumberedNames()
-        self.evicted_ids = NumberedNames()
 
-    def read_evicted(self) -> list[str]:
-        """Return the stems (``shard-<writer>-<number>``) of the shards evicted since the last call."""
-        stems = []
+    def read_evicted(self) -> list[tuple[str, EvictedLine]]:
+        """Return what is left of the shards evicted since the last call, by ``shard-<writer>-<number>``."""
+        evicted = []
         for line in self._log.read_new():
             index = index_path(self._folder, line.writer, line.number)
             self._tails.pop(index.name, None)
             self._finished.discard(index.name)
-            self.evicted_ids.update(line.sample_ids)
             self.dropped_ids.update(line.dropped_ids)
-            stems.append(shard_stem(index))
-        self._evicted_shards.update(stems)
+            evicted.append((shard_stem(index), line))
+        self._evicted_shards.update(stem for stem, _ in evicted)
         self.set_aside.update(self._log.set_aside)
-        return stems
+        return evicted
 
     def read_new(self) -> list[tuple[str, list[IndexLine]]]:
         """Return the lines completed since the last call, by shard stem; samples whose bytes are there."""

@@ -6,7 +6,6 @@ Each has one author, is replaced in one piece, and may be missing or old: a read
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -77,11 +76,10 @@ class ConsumptionTail:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._known: dict[str, tuple[tuple[int, int], Counter[str]]] = {}
+        self._known: dict[str, tuple[tuple[int, int], dict[str, int]]] = {}
 
-    def read(self) -> Counter[str]:
-        """Return how many samples of each shard the ranks together have used at least once."""
-        used: Counter[str] = Counter()
+    def read(self) -> list[dict[str, int]]:
+        """Return how many samples of each shard a rank has used at least once, for each rank."""
         known, self._known = self._known, {}
         for entry in os.scandir(self._folder):
             if not entry.name.startswith("consumption-"):
@@ -94,13 +92,12 @@ class ConsumptionTail:
             if entry.name not in known or known[entry.name][0] != stamp:
                 known[entry.name] = (stamp, _used_samples(Path(entry.path)))
             self._known[entry.name] = known[entry.name]
-            used.update(known[entry.name][1])
-        return used
+        return [used_samples for _, used_samples in self._known.values()]
 
 
-def _used_samples(path: Path) -> Counter[str]:
+def _used_samples(path: Path) -> dict[str, int]:
     said = (read_json(path) or {}).get("used_samples")
-    return Counter(said if isinstance(said, dict) else {})
+    return said if isinstance(said, dict) else {}
 
 
 def forget_consumption(folder: Path) -> None:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 Pause = Literal["paused", "full"]
 WhenFull = Literal["evict", "stop"]
 _EVICTION_MARK = 0.95
+_WORKERS_A_LOOK = 16
 
 
 @dataclass
@@ -34,7 +35,9 @@ class Throttle:
     The backlog is the number of samples in the pool that no training rank has used yet. Drawing pauses when
     it reaches the high-water mark and goes on once it has sunk to the low-water mark, so a trainer that
     starts again from an older checkpoint causes a longer pause, never a burst of requests. A batch that has
-    been begun is finished: marks and bounds may be passed by one batch per worker.
+    been begun is finished: marks and bounds may be passed by one batch per worker. Of W workers each follows
+    what all W write, so from 32 workers on they look less often while the marks are far: at most W / 16
+    batches of each may pass them then.
 
     At its bounds the pool stops growing (``stop``), or its oldest shards are dropped (``evict``): whichever
     worker comes first drops as many as bring it below 95 % of the bounds. Fresh samples are used first, so
@@ -48,6 +51,7 @@ class Throttle:
         max_samples: bound of the pool in samples; None has no bound.
         max_bytes: bound of the pool's shards in bytes; None has no bound.
         when_full: what happens at the bounds.
+        num_workers: W.
     """
 
     def __init__(
@@ -59,12 +63,15 @@ class Throttle:
         max_samples: int | None = None,
         max_bytes: int | None = None,
         when_full: WhenFull = "stop",
+        num_workers: int = 1,
     ):
         check_pool_format(folder)
         self._folder, self._tail, self._consumption = folder, PoolTail(folder), ConsumptionTail(folder)
         self._high_water = high_water
         self._low_water = (high_water or 0) // 2 if low_water is None else low_water
         self._max_samples, self._max_bytes, self._when_full = max_samples, max_bytes, when_full
+        self._batches_a_look = max(1, num_workers // _WORKERS_A_LOOK)
+        self._batches_without_look = 0
         self._shards: dict[str, _Shard] = {}
         self._sample_ids = NumberedNames()
         self._is_paused = self._has_failed = False
@@ -77,23 +84,36 @@ class Throttle:
 
     def is_answered(self, request_id: str) -> bool:
         """Return whether anybody has answered a request in this pool, by a sample or by a dropped canvas."""
-        parts = (self._sample_ids, self._tail.dropped_ids, self._tail.evicted_ids)
-        return any(request_id in part for part in parts)
+        return request_id in self._sample_ids or request_id in self._tail.dropped_ids
 
     def pause(self) -> Pause | None:
-        """Return why not to draw now, or None; make room where that is needed."""
+        """Return why not to draw the next batch now, or None; make room where that is needed."""
+        if self._batches_without_look:
+            self._batches_without_look -= 1
+            return None
         self._update()
         if self._when_full == "stop" and self._fills(1.0):
             return "full"
-        if self._high_water is not None and self._is_ahead():
+        backlog = 0 if self._high_water is None else self._backlog()
+        if self._high_water is not None and self._is_ahead(backlog):
             return "paused"
         if self._when_full == "evict" and self._fills(_EVICTION_MARK):
             return self._make_room()
+        if 2 * backlog <= (self._high_water or 0) and (self._when_full == "evict" or not self._fills(0.5)):
+            self._batches_without_look = self._batches_a_look - 1
         return None
 
-    def _is_ahead(self) -> bool:
-        used = self._consumption.read()
-        backlog = sum(shard.samples - used[f"{stem}.tar"] for stem, shard in self._shards.items())
+    def _backlog(self) -> int:
+        """Return how many samples of the shards in the pool no rank has used."""
+        num_samples = sum(shard.samples for shard in self._shards.values())
+        return num_samples - sum(
+            count
+            for used_samples in self._consumption.read()
+            for shard, count in used_samples.items()
+            if shard.removesuffix(".tar") in self._shards
+        )
+
+    def _is_ahead(self, backlog: int) -> bool:
         self._is_paused = backlog > self._low_water if self._is_paused else backlog >= self._high_water
         return self._is_paused
 
@@ -130,8 +150,10 @@ class Throttle:
                 del self._shards[stem]
 
     def _update(self) -> None:
-        for stem in self._tail.read_evicted():
-            self._shards.pop(stem, None)
+        for stem, line in self._tail.read_evicted():
+            shard = self._shards.pop(stem, None)
+            if shard is None or shard.samples != len(line.sample_ids):  # else it has counted each of them
+                self._sample_ids.update(line.sample_ids)
         for stem, lines in self._tail.read_new():
             shard = self._shards.setdefault(stem, _Shard())
             for line in lines:

@@ -3,6 +3,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -13,6 +14,7 @@ from mflight.data.mixing import MixedBatches
 from mflight.data.target import check_target
 from mflight.data.transforms import TrainTransform
 from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.packing import decode_sample, encode_sample, unpack_sample
 from mflight.synthesis.pool.shards import PoolError
 from mflight.synthesis.pool.signals import ConsumptionTail
 from mflight.synthesis.stream import PoolStream, to_target
@@ -65,6 +67,10 @@ def rescued_sample(index=0):
     return replace(sample, regions=[*sample.regions, *rejected])
 
 
+def encoded(sample, image_format="png"):
+    return unpack_sample(encode_sample(sample, image_format, 95), sample.sample_id)
+
+
 def test_rejected_regions_of_a_rescued_canvas_are_ignored_and_their_classes_not_exhaustive(tmp_path):
     with PoolWriter(tmp_path, "w0", image_format="png") as writer:
         writer.append(rescued_sample(), index=0)
@@ -87,7 +93,25 @@ def test_a_rejected_region_of_an_unknown_class_is_told_by_name():
     sample = rescued_sample()
     sample.regions[1]["category_id"] = 77
     with pytest.raises(PoolError, match="7-00000000: category_id 77 is none of the 4"):
-        to_target(sample, categories(), 0)
+        to_target(encoded(sample), categories(), 0)
+
+
+def test_the_image_is_the_one_that_the_pool_shows_in_either_format():
+    for image_format in ("jpeg", "png"):
+        sample = make_sample(3)
+        span = encode_sample(sample, image_format, 95)
+        image, _ = to_target(unpack_sample(span, sample.sample_id), categories(), 3)
+        expected = decode_sample(span, sample.sample_id).image
+        assert image.dtype == torch.uint8
+        np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+    np.testing.assert_array_equal(expected, sample.image)
+
+
+def test_an_image_that_is_cut_is_a_pool_error():
+    sample = encoded(make_sample(3), "jpeg")
+    for size in (len(sample.picture) // 2, 10):
+        with pytest.raises(PoolError, match="7-00000003: its image cannot be decoded"):
+            to_target(replace(sample, picture=sample.picture[:size]), categories(), 3)
 
 
 def test_fresh_ones_come_in_order_before_used_ones_and_none_beyond_the_cap(pool):
@@ -154,7 +178,7 @@ def test_consumption_is_published_for_the_generators(tmp_path):
     source = stream(tmp_path, max_reuse=2)
     take(source, 6)
     source.next_ref()
-    assert ConsumptionTail(tmp_path).read() == {"shard-w0-00000.tar": 3}
+    assert ConsumptionTail(tmp_path).read() == [{"shard-w0-00000.tar": 3}]
 
 
 def test_torn_sample_and_unknown_class_are_told_by_name(tmp_path):

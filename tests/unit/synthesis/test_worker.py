@@ -136,6 +136,30 @@ def test_throttle_keeps_the_pool_within_its_bounds(tmp_path):
     assert Throttle(tmp_path, max_bytes=size_bytes).pause() == "full"
 
 
+def test_one_of_many_workers_looks_for_every_batch_only_when_the_marks_are_near(tmp_path):
+    with PoolWriter(tmp_path, "w1") as writer:
+        one_of_few = Throttle(tmp_path, high_water=8, num_workers=31)
+        one_of_many = Throttle(tmp_path, high_water=8, num_workers=64)  # every fourth batch
+        assert one_of_many.pause() is one_of_few.pause() is None
+        for index in range(8):
+            writer.append(make_sample(index), index=index)
+        assert one_of_few.pause() == "paused"
+        assert [one_of_many.pause() for _ in range(5)] == [None, None, None, "paused", "paused"]
+        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w1-00000.tar": 4})
+        assert one_of_many.pause() is None  # at half of the mark: far again
+        writer.append(make_sample(8), index=8)
+        assert [one_of_many.pause() for _ in range(3)] == [None, None, None]
+        assert one_of_many.pause() is None  # a backlog of 5 is near the mark: the next look comes at once
+        for index in range(9, 12):
+            writer.append(make_sample(index), index=index)
+        assert one_of_many.pause() == "paused"
+        bounded = Throttle(tmp_path, max_samples=24, num_workers=64)
+        assert bounded.pause() is None
+        for index in range(12, 24):
+            writer.append(make_sample(index), index=index)
+        assert bounded.pause() == "full"
+
+
 def test_device_auto_becomes_the_workers_own_at_any_depth():
     config = {
         "device": "auto",
