@@ -17,6 +17,7 @@ from mflight.synthesis.pool.shards import DroppedLine, PoolError, SampleLine
 
 _SUFFIX_OF_START = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png"}
 _BLOCK = tarfile.BLOCKSIZE
+_FOREIGN = "sample {}: its members are not a sample's ({})"
 _SAMPLE_ID = re.compile(r"^[A-Za-z0-9_-]{1,80}$")  # no dot: WebDataset takes the name up to the first one
 
 
@@ -159,7 +160,7 @@ def unpack_sample(span: bytes, sample_id: str) -> EncodedSample:
         (picture,) = members.values()
         sample = EncodedSample(picture=picture, **about)
     except (tarfile.TarError, KeyError, TypeError, ValueError) as error:
-        raise _foreign(sample_id, error) from error
+        raise PoolError(_FOREIGN.format(sample_id, error)) from error
     if not _SAMPLE_ID.fullmatch(sample_id):  # it becomes a file name
         raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', the pool holds {sample_id!r}")
     if sample.sample_id != sample_id:
@@ -185,12 +186,8 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
         with Image.open(io.BytesIO(sample.picture), formats=("JPEG", "PNG")) as opened:
             image = np.array(opened if opened.mode == "RGB" else opened.convert("RGB"))
     except (ValueError, OSError) as error:
-        raise _foreign(sample_id, error) from error
+        raise PoolError(_FOREIGN.format(sample_id, error)) from error
     return PoolSample(sample_id, image, sample.annotations, sample.regions, sample.provenance)
-
-
-def _foreign(sample_id: str, error: Exception) -> PoolError:
-    return PoolError(f"sample {sample_id}: its members are not a sample's ({error})")
 
 
 def stored_image(span: bytes) -> tuple[bytes, str]:
