@@ -51,28 +51,34 @@ def test_bilateral_solver_is_the_published_one(case):
     ],
 )
 def test_figure_outside_its_tolerance_fails(figure, value, rule):
-    verdict = conformance.judge_mosaic("case9", FIGURES | {figure: value})
+    verdict = conformance.judge_mosaic("case9", {"float32": FIGURES | {figure: value}})
     assert len(verdict.broken) == 1 and verdict.broken[0].startswith(rule)
     assert str(verdict).startswith("FAIL case9")
 
 
-def test_each_rule_must_hold_in_float32_or_in_float64_and_the_line_tells_which():
+def test_each_rule_must_hold_in_one_precision_and_the_line_tells_which():
     float32 = FIGURES | {"latents_error": 0.0012, "mask_iou": 0.993}
     float64 = FIGURES | {"latents_error": 0.0006, "mask_iou": 0.988}
-    verdict = conformance.judge_mosaic("case9", float32, float64)
+    verdict = conformance.judge_mosaic("case9", {"float32": float32, "float64": float64})
     assert verdict.passed and str(verdict).startswith("PASS case9")
     assert "latents_error=1.20e-03" in str(verdict) and "latents_error=6.00e-04" in str(verdict)
     assert "mask_iou=0.99300" in str(verdict) and "mask_iou=0.98800" in str(verdict)
     assert str(verdict).endswith("only in float64: latents within 1e-3")
-    verdict = conformance.judge_mosaic("case9", float32 | {"mask_iou": 0.989}, float64)
-    assert verdict.broken == ("masks IoU >= 0.99",)
+    measured = {"float32": float32 | {"mask_iou": 0.989}, "float64": float64}
+    assert conformance.judge_mosaic("case9", measured).broken == ("masks IoU >= 0.99",)
+    own = FIGURES | {"latents_error": 0.0011, "mask_iou": 0.991}
+    verdict = conformance.judge_mosaic(
+        "case9", {"float32": measured["float32"], "without": own, "float64": float64}
+    )
+    assert verdict.kept_in == {"latents within 1e-3": "float64", "masks IoU >= 0.99": "without"}
 
 
 def test_settled_masks_count_only_where_they_are_given():
     float32, float64 = (FIGURES | {"mask_iou": iou} for iou in (0.983, 0.988))
-    assert conformance.judge_mosaic("case9", float32, float64).broken == ("masks IoU >= 0.99",)
+    both = {"float32": float32, "float64": float64}
+    assert conformance.judge_mosaic("case9", both).broken == ("masks IoU >= 0.99",)
     settled = float64 | {"mask_iou_settled": 0.999, "cells_moved": 4}
-    line = str(conformance.judge_mosaic("case9", float32, settled))
+    line = str(conformance.judge_mosaic("case9", {"float32": float32, "float64": settled}))
     assert line.startswith("PASS case9")
     assert "mask_iou=0.98800 mask_iou_settled=0.99900 cells_moved=4; only in float64: masks IoU" in line
 
@@ -86,7 +92,9 @@ def test_only_a_cell_at_a_step_may_move_and_only_towards_the_reference():
 
 
 def test_good_figures_pass_and_are_printed():
-    assert str(conformance.judge_mosaic("case9", FIGURES)).startswith("PASS case9 boxes_equal=True")
+    assert str(conformance.judge_mosaic("case9", {"float32": FIGURES})).startswith(
+        "PASS case9 boxes_equal=True"
+    )
 
 
 def test_folder_without_cases_and_a_wrong_case_exit_with_1(tmp_path, capsys):
