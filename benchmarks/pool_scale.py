@@ -110,8 +110,9 @@ class PoolSeries:
         self.batch_size = load.batch_size
         self.writer = PoolWriter(load.folder, f"w{place}", **bounded_shard(load.writers, **bounds))
         high_water = load.max_bytes // (3 * PICTURE_BYTES)  # of three parts of the pool, one is unused
-        marks = {"high_water": high_water, "when_full": "evict", "num_workers": load.writers}
-        self.throttle = Throttle(load.folder, **marks, **bounds)
+        marks = {"high_water": high_water, "when_full": "evict"}
+        crowd = {"num_workers": load.writers, "batch_size": load.batch_size}
+        self.throttle = Throttle(load.folder, **marks, **bounds, **crowd)
         share = {"worker_index": place, "num_workers": load.writers, "max_requests": load.samples}
         self.agenda = Agenda(self.throttle, request_id, **share)
 

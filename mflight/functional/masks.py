@@ -54,6 +54,9 @@ def rle_decode_box(rle: RLE) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     Returns:
         ``uint8[y2 - y1, x2 - x1]`` of 0 and 1, and ``(x1, y1, x2, y2)`` in px as of ``rle_to_box``.
 
+    Raises:
+        ValueError: if a run is negative, or if they go beyond the image.
+
     Example:
         >>> mask = np.zeros((8, 8), dtype=bool)
         >>> mask[2:5, 1:7] = True
@@ -62,11 +65,15 @@ def rle_decode_box(rle: RLE) -> tuple[np.ndarray, tuple[int, int, int, int]]:
         ((3, 6), 18, (1, 2, 7, 5))
     """
     compressed = _compressed(rle)
+    height, width = rle["size"]
+    runs = _runs(compressed["counts"])
+    bounds = np.cumsum(runs)
+    if len(runs) and (runs.min() < 0 or bounds[-1] > height * width):
+        raise ValueError(f"runs must be >= 0 and fill at most {height} x {width} px, got {bounds[-1]} px")
     x1, y1, x2, y2 = box = rle_to_box(compressed)
-    height, box_height = rle["size"][0], y2 - y1
+    box_height = y2 - y1
     if not box_height:
         return np.zeros((0, 0), dtype=np.uint8), box
-    bounds = np.cumsum(_runs(compressed["counts"]))
     ends = bounds[1::2]
     starts = bounds[0::2][: len(ends)]
     is_filled = ends > starts
@@ -106,7 +113,10 @@ def rle_to_box(rle: RLE) -> tuple[int, int, int, int]:
         ``(x1, y1, x2, y2)`` in px, ``x2`` and ``y2`` exclusive, as of ``mask_to_box``; zeros if
         the mask is empty.
     """
-    x, y, width, height = coco_mask.toBbox(_compressed(rle)).astype(int).tolist()
+    compressed = _compressed(rle)
+    if not coco_mask.area(compressed):  # object runs of no length would give a box all the same
+        return 0, 0, 0, 0
+    x, y, width, height = coco_mask.toBbox(compressed).astype(int).tolist()
     return x, y, x + width, y + height
 
 

@@ -255,9 +255,13 @@ def to_target(
 def _decode(sample: EncodedSample) -> Tensor:
     """Return the image ``uint8[3, H, W]``, pixel by pixel in memory; Pillow and a copy take longer."""
     try:
-        return decode_image(torch.frombuffer(bytearray(sample.picture), dtype=torch.uint8), ImageReadMode.RGB)
-    except RuntimeError as error:
+        picture = torch.frombuffer(bytearray(sample.picture), dtype=torch.uint8)
+        image = decode_image(picture, ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:
         raise PoolError(f"sample {sample.sample_id}: its image cannot be decoded ({error})") from error
+    if image.dtype != torch.uint8:
+        raise PoolError(f"sample {sample.sample_id}: its image must have 8 bits a channel, got {image.dtype}")
+    return image
 
 
 def _draw_masks(sample: EncodedSample, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -266,9 +270,13 @@ def _draw_masks(sample: EncodedSample, size_hw: tuple[int, int]) -> tuple[np.nda
     masks = np.zeros((len(rles), *size_hw), dtype=np.uint8)
     boxes = np.zeros((len(rles), 4), dtype=np.int64)
     for number, rle in enumerate(rles):
-        part, box = rle_decode_box(rle)
-        if tuple(rle["size"]) != size_hw or not part.size:
-            size = f"{list(rle['size'])}{'' if part.size else ', empty'}"
+        is_sized = tuple(rle["size"]) == size_hw  # before it is drawn, however large it says it is
+        try:
+            part, box = rle_decode_box(rle) if is_sized else (None, None)
+        except ValueError as error:
+            raise PoolError(f"sample {sample.sample_id}: a mask is no run-length code: {error}") from error
+        if not is_sized or not part.size:
+            size = f"{list(rle['size'])}{', empty' if is_sized else ''}"
             raise PoolError(
                 f"sample {sample.sample_id}: a mask must be non-empty {list(size_hw)}, got {size}"
             )

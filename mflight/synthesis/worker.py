@@ -146,6 +146,7 @@ class _Worker:
             max_bytes=spec.max_bytes,
             when_full=spec.when_full,
             num_workers=spec.num_workers,
+            batch_size=spec.batch_size,
         )
         self._batches = ShrinkingBatches(None, spec.batch_size)
         self._publish("loading")

@@ -204,6 +204,8 @@ def _tar_members(span: bytes) -> Iterator[tuple[str, bytes]]:
     while start < len(span):
         header = tarfile.TarInfo.frombuf(span[start : start + _BLOCK], "ascii", "strict")
         start += _BLOCK
+        if not 0 <= header.size <= len(span) - start:
+            raise tarfile.ReadError(f"{header.name} of {header.size} bytes in {len(span) - start}")
         yield os.path.splitext(header.name)[1], span[start : start + header.size]
         start += -(-header.size // _BLOCK) * _BLOCK
 

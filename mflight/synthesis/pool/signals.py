@@ -70,6 +70,8 @@ def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples:
 class ConsumptionTail:
     """Follows what the training ranks publish; a file is read again when it has been replaced.
 
+    What cannot be read now counts as it last did, and is tried again at the next call.
+
     Args:
         folder: the pool folder.
     """
@@ -88,16 +90,24 @@ class ConsumptionTail:
                 status = entry.stat()
             except FileNotFoundError:  # forgotten since it was listed
                 continue
-            stamp = (status.st_ino, status.st_mtime_ns)
-            if entry.name not in known or known[entry.name][0] != stamp:
-                known[entry.name] = (stamp, _used_samples(Path(entry.path)))
-            self._known[entry.name] = known[entry.name]
+            except OSError:
+                stamp, used_samples = (0, 0), None
+            else:
+                stamp = (status.st_ino, status.st_mtime_ns)
+                is_known = entry.name in known and known[entry.name][0] == stamp
+                used_samples = None if is_known else _used_samples(Path(entry.path))
+            if used_samples is not None:
+                self._known[entry.name] = (stamp, used_samples)
+            elif entry.name in known:
+                self._known[entry.name] = known[entry.name]
         return [used_samples for _, used_samples in self._known.values()]
 
 
-def _used_samples(path: Path) -> dict[str, int]:
+def _used_samples(path: Path) -> dict[str, int] | None:
     said = (read_json(path) or {}).get("used_samples")
-    return said if isinstance(said, dict) else {}
+    if not isinstance(said, dict):
+        return None
+    return {shard: count for shard, count in said.items() if isinstance(count, int)}
 
 
 def forget_consumption(folder: Path) -> None:

@@ -36,8 +36,8 @@ class Throttle:
     it reaches the high-water mark and goes on once it has sunk to the low-water mark, so a trainer that
     starts again from an older checkpoint causes a longer pause, never a burst of requests. A batch that has
     been begun is finished: marks and bounds may be passed by one batch per worker. Of W workers each follows
-    what all W write, so from 32 workers on they look less often while the marks are far: at most W / 16
-    batches of each may pass them then.
+    what all W write, so from 32 workers on they look for every W / 16 batches only, while as many from all of
+    them do not reach a mark, and in a pool that evicts are no more than a tenth of it.
 
     At its bounds the pool stops growing (``stop``), or its oldest shards are dropped (``evict``): whichever
     worker comes first drops as many as bring it below 95 % of the bounds. Fresh samples are used first, so
@@ -52,6 +52,7 @@ class Throttle:
         max_bytes: bound of the pool's shards in bytes; None has no bound.
         when_full: what happens at the bounds.
         num_workers: W.
+        batch_size: samples of one batch.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Throttle:
         max_bytes: int | None = None,
         when_full: WhenFull = "stop",
         num_workers: int = 1,
+        batch_size: int = 1,
     ):
         check_pool_format(folder)
         self._folder, self._tail, self._consumption = folder, PoolTail(folder), ConsumptionTail(folder)
@@ -71,6 +73,7 @@ class Throttle:
         self._low_water = (high_water or 0) // 2 if low_water is None else low_water
         self._max_samples, self._max_bytes, self._when_full = max_samples, max_bytes, when_full
         self._batches_a_look = max(1, num_workers // _WORKERS_A_LOOK)
+        self._samples_a_look = num_workers * self._batches_a_look * batch_size
         self._batches_without_look = 0
         self._shards: dict[str, _Shard] = {}
         self._sample_ids = NumberedNames()
@@ -99,9 +102,23 @@ class Throttle:
             return "paused"
         if self._when_full == "evict" and self._fills(_EVICTION_MARK):
             return self._make_room()
-        if 2 * backlog <= (self._high_water or 0) and (self._when_full == "evict" or not self._fills(0.5)):
+        if self._is_far_from_marks(backlog):
             self._batches_without_look = self._batches_a_look - 1
         return None
+
+    def _is_far_from_marks(self, backlog: int) -> bool:
+        """Return whether all workers may draw on without a look for ``W / 16`` batches."""
+        if self._high_water is not None and backlog + self._samples_a_look > self._high_water:
+            return False
+        held = sum(shard.samples for shard in self._shards.values())
+        held_bytes = sum(shard.size_bytes for shard in self._shards.values())
+        for bound, size, more in (
+            (self._max_samples, held, self._samples_a_look),
+            (self._max_bytes, held_bytes, self._samples_a_look * held_bytes / max(1, held)),
+        ):
+            if bound is not None and more > (bound / 10 if self._when_full == "evict" else bound - size):
+                return False
+        return True
 
     def _backlog(self) -> int:
         """Return how many samples of the shards in the pool no rank has used."""

@@ -3,6 +3,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -107,11 +108,29 @@ def test_the_image_is_the_one_that_the_pool_shows_in_either_format():
     np.testing.assert_array_equal(expected, sample.image)
 
 
-def test_an_image_that_is_cut_is_a_pool_error():
+def test_an_image_that_is_cut_or_of_16_bits_is_a_pool_error():
     sample = encoded(make_sample(3), "jpeg")
-    for size in (len(sample.picture) // 2, 10):
+    for size in (len(sample.picture) // 2, 10, 0):
         with pytest.raises(PoolError, match="7-00000003: its image cannot be decoded"):
             to_target(replace(sample, picture=sample.picture[:size]), categories(), 3)
+    _, deep = cv2.imencode(".png", np.zeros((32, 32, 3), dtype=np.uint16))
+    with pytest.raises(PoolError, match=r"7-00000003: .*8 bits a channel, got torch.uint16"):
+        to_target(replace(sample, picture=deep.tobytes()), categories(), 3)
+
+
+@pytest.mark.parametrize(
+    ("rle", "told"),
+    [
+        ({"size": [4, 4], "counts": [1, 400_000_000]}, r"non-empty \[32, 32\], got \[4, 4\]"),
+        ({"size": [32, 32], "counts": [1, 400_000_000]}, "no run-length code: .* at most 32 x 32 px"),
+        ({"size": [32, 32], "counts": [5, 0, 11]}, r"non-empty \[32, 32\], got \[32, 32\], empty"),
+    ],
+)
+def test_a_mask_that_is_none_is_a_pool_error_and_never_drawn(rle, told):
+    sample = encoded(make_sample(3))
+    sample.annotations[0]["segmentation"] = rle
+    with pytest.raises(PoolError, match=f"sample 7-00000003: .*{told}"):
+        to_target(sample, categories(), 3)
 
 
 def test_fresh_ones_come_in_order_before_used_ones_and_none_beyond_the_cap(pool):

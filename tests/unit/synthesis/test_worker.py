@@ -1,10 +1,11 @@
 import errno
 import signal
+from pathlib import Path
 
 import pytest
 
 from mflight.synthesis.pool.folder import PoolReader, PoolWriter
-from mflight.synthesis.pool.signals import Demand, WorkerStatus, write_consumption
+from mflight.synthesis.pool.signals import ConsumptionTail, Demand, WorkerStatus, write_consumption
 from mflight.synthesis.pool.throttle import Throttle
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, fill_device, run_worker
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, make_sample
@@ -138,26 +139,52 @@ def test_throttle_keeps_the_pool_within_its_bounds(tmp_path):
 
 def test_one_of_many_workers_looks_for_every_batch_only_when_the_marks_are_near(tmp_path):
     with PoolWriter(tmp_path, "w1") as writer:
-        one_of_few = Throttle(tmp_path, high_water=8, num_workers=31)
-        one_of_many = Throttle(tmp_path, high_water=8, num_workers=64)  # every fourth batch
-        assert one_of_many.pause() is one_of_few.pause() is None
-        for index in range(8):
-            writer.append(make_sample(index), index=index)
-        assert one_of_few.pause() == "paused"
-        assert [one_of_many.pause() for _ in range(5)] == [None, None, None, "paused", "paused"]
-        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w1-00000.tar": 4})
-        assert one_of_many.pause() is None  # at half of the mark: far again
-        writer.append(make_sample(8), index=8)
-        assert [one_of_many.pause() for _ in range(3)] == [None, None, None]
-        assert one_of_many.pause() is None  # a backlog of 5 is near the mark: the next look comes at once
-        for index in range(9, 12):
-            writer.append(make_sample(index), index=index)
-        assert one_of_many.pause() == "paused"
-        bounded = Throttle(tmp_path, max_samples=24, num_workers=64)
+        few = Throttle(tmp_path, high_water=130, low_water=65, num_workers=31)
+        many = Throttle(
+            tmp_path, high_water=130, low_water=65, num_workers=32
+        )  # every second batch: 64 samples
+        assert few.pause() is many.pause() is None
+        append(writer, 0, 130)
+        assert few.pause() == "paused"
+        assert [many.pause() for _ in range(3)] == [None, "paused", "paused"]
+        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w1-00000.tar": 66})
+        assert many.pause() is None  # 64 unused, and 64 may come: far from the mark
+        append(writer, 130, 133)
+        assert many.pause() is many.pause() is None  # the second one has looked: 67 unused
+        append(writer, 133, 196)
+        assert many.pause() == "paused"
+        bounded = Throttle(tmp_path, max_samples=262, num_workers=32)
         assert bounded.pause() is None
-        for index in range(12, 24):
-            writer.append(make_sample(index), index=index)
-        assert bounded.pause() == "full"
+        append(writer, 196, 262)
+        assert [bounded.pause() for _ in range(2)] == [None, "full"]
+        batches = Throttle(tmp_path, high_water=400, num_workers=32, batch_size=8)  # 512 samples
+        assert batches.pause() is None
+        append(writer, 262, 466)
+        assert batches.pause() == "paused"
+
+
+def append(writer, start, stop):
+    for index in range(start, stop):
+        writer.append(make_sample(index), index=index)
+
+
+def test_consumption_that_cannot_be_read_counts_as_before_and_is_tried_again(tmp_path, monkeypatch):
+    def publish(count):
+        write_consumption(
+            tmp_path, rank=0, world_size=1, used_samples={"shard-w1-00000.tar": count, "odd": None}
+        )
+
+    tail = ConsumptionTail(tmp_path)
+    publish(1)
+    assert tail.read() == [{"shard-w1-00000.tar": 1}]
+    publish(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale")))
+        assert tail.read() == [{"shard-w1-00000.tar": 1}]
+        assert ConsumptionTail(tmp_path).read() == []
+    assert tail.read() == [{"shard-w1-00000.tar": 2}]
+    (tmp_path / "consumption-0of1.json").unlink()
+    assert tail.read() == []
 
 
 def test_device_auto_becomes_the_workers_own_at_any_depth():

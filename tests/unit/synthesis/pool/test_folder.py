@@ -259,6 +259,16 @@ def test_an_id_that_would_be_a_path_is_not_read():
         decode_sample(encode_sample(make_sample(0), "png", 90), "../x")
 
 
+@pytest.mark.parametrize("size", [-512, -100, 2**60])
+def test_a_member_that_says_an_impossible_size_is_not_read(size):
+    header = tarfile.TarInfo("7-00000000.jpg")
+    header.size = size
+    with pytest.raises(PoolError, match=f"7-00000000.jpg of {size} bytes"):
+        decode_sample(
+            header.tobuf(tarfile.GNU_FORMAT) + encode_sample(make_sample(0), "png", 90), "7-00000000"
+        )
+
+
 def test_a_refusing_disk_leaves_the_series_as_it_was(tmp_path, monkeypatch):
     with PoolWriter(tmp_path, "w0") as writer:
         writer.append(make_sample(0), index=0)
