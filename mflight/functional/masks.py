@@ -69,7 +69,9 @@ def rle_decode_box(rle: RLE) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     runs = _runs(compressed["counts"])
     bounds = np.cumsum(runs)
     if len(runs) and (runs.min() < 0 or bounds[-1] > height * width):
-        raise ValueError(f"runs must be >= 0 and fill at most {height} x {width} px, got {bounds[-1]} px")
+        raise ValueError(
+            f"a mask's runs must be >= 0 and fill at most {height} x {width} px, got {bounds[-1]} px"
+        )
     x1, y1, x2, y2 = box = rle_to_box(compressed)
     box_height = y2 - y1
     if not box_height:

@@ -17,7 +17,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from mflight.data.categories import Categories
 from mflight.data.target import Target
-from mflight.functional.masks import mask_areas, rle_decode_box
+from mflight.functional.masks import RLE, mask_areas, rle_decode_box
 from mflight.synthesis.pool.acceptance import AcceptanceCounts
 from mflight.synthesis.pool.folder import PoolReader, SampleRef
 from mflight.synthesis.pool.packing import EncodedSample
@@ -270,19 +270,23 @@ def _draw_masks(sample: EncodedSample, size_hw: tuple[int, int]) -> tuple[np.nda
     masks = np.zeros((len(rles), *size_hw), dtype=np.uint8)
     boxes = np.zeros((len(rles), 4), dtype=np.int64)
     for number, rle in enumerate(rles):
-        is_sized = tuple(rle["size"]) == size_hw  # before it is drawn, however large it says it is
         try:
-            part, box = rle_decode_box(rle) if is_sized else (None, None)
+            part, (x1, y1, x2, y2) = _draw_mask(rle, size_hw)
         except ValueError as error:
-            raise PoolError(f"sample {sample.sample_id}: a mask is no run-length code: {error}") from error
-        if not is_sized or not part.size:
-            size = f"{list(rle['size'])}{', empty' if is_sized else ''}"
-            raise PoolError(
-                f"sample {sample.sample_id}: a mask must be non-empty {list(size_hw)}, got {size}"
-            )
-        x1, y1, x2, y2 = boxes[number] = box
+            raise PoolError(f"sample {sample.sample_id}: {error}") from error
+        boxes[number] = x1, y1, x2, y2
         masks[number, y1:y2, x1:x2] = cv2.transpose(part.T)  # columns to rows, faster than numpy does it
     return masks, boxes
+
+
+def _draw_mask(rle: RLE, size_hw: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Draw a mask within its box; one of another size is refused before, however large it says it is."""
+    if tuple(rle["size"]) != size_hw:
+        raise ValueError(f"a mask must be non-empty {list(size_hw)}, got {list(rle['size'])}")
+    part, box = rle_decode_box(rle)
+    if not part.size:
+        raise ValueError(f"a mask must be non-empty {list(size_hw)}, got {list(rle['size'])}, empty")
+    return part, box
 
 
 def _labels(sample: EncodedSample, entries: list[dict[str, Any]], categories: Categories) -> list[int]:

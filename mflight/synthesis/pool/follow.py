@@ -68,7 +68,7 @@ class PoolTail:
                 continue
             if lines := self._read_index(tail):
                 for line in lines:
-                    if type(line) is DroppedLine:
+                    if isinstance(line, DroppedLine):
                         self.dropped_ids.add(line.sample_id)
                 found.append((tail.stem, lines))
         self._tell_of_lost_seals(names)

@@ -259,7 +259,7 @@ class IndexTail:
         raw = complete_lines(_read_part(self._file, self._position, size - self._position))
         lines = parse_lines(raw, self.path, with_header=self._position == 0)
         self._position += len(raw)
-        self.is_sealed = any(type(line) is SealLine for line in lines)
+        self.is_sealed = any(isinstance(line, SealLine) for line in lines)
         return lines
 
     def shard_bytes(self) -> int:

@@ -67,6 +67,9 @@ def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples:
     write_json(folder / f"consumption-{rank}of{world_size}.json", {"used_samples": dict(used_samples)})
 
 
+_Consumption = tuple[tuple[int, int], dict[str, int]]  # inode and time of the file; used samples by shard
+
+
 class ConsumptionTail:
     """Follows what the training ranks publish; a file is read again when it has been replaced.
 
@@ -78,29 +81,31 @@ class ConsumptionTail:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._known: dict[str, tuple[tuple[int, int], dict[str, int]]] = {}
+        self._known: dict[str, _Consumption] = {}
 
     def read(self) -> list[dict[str, int]]:
         """Return how many samples of each shard a rank has used at least once, for each rank."""
         known, self._known = self._known, {}
         for entry in os.scandir(self._folder):
-            if not entry.name.startswith("consumption-"):
-                continue
-            try:
-                status = entry.stat()
-            except FileNotFoundError:  # forgotten since it was listed
-                continue
-            except OSError:
-                stamp, used_samples = (0, 0), None
-            else:
-                stamp = (status.st_ino, status.st_mtime_ns)
-                is_known = entry.name in known and known[entry.name][0] == stamp
-                used_samples = None if is_known else _used_samples(Path(entry.path))
-            if used_samples is not None:
-                self._known[entry.name] = (stamp, used_samples)
-            elif entry.name in known:
-                self._known[entry.name] = known[entry.name]
+            if entry.name.startswith("consumption-"):
+                if (now := _look_at(entry, known.get(entry.name))) is not None:
+                    self._known[entry.name] = now
         return [used_samples for _, used_samples in self._known.values()]
+
+
+def _look_at(entry: os.DirEntry, before: _Consumption | None) -> _Consumption | None:
+    """Return what a file says, or said before where it is the same or unreadable; None if it is gone."""
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return before
+    stamp = (status.st_ino, status.st_mtime_ns)
+    if before is not None and before[0] == stamp:
+        return before
+    used_samples = _used_samples(Path(entry.path))
+    return before if used_samples is None else (stamp, used_samples)
 
 
 def _used_samples(path: Path) -> dict[str, int] | None:

@@ -177,13 +177,13 @@ class Throttle:
                 self._count(shard, line)
 
     def _count(self, shard: _Shard, line: IndexLine) -> None:
-        if type(line) is SampleLine:
+        if isinstance(line, SampleLine):
             shard.size_bytes = max(shard.size_bytes, line.offset + line.size)
             shard.time_s = line.time_s
             num_known = len(self._sample_ids)
             self._sample_ids.add(line.sample_id)
             shard.samples += len(self._sample_ids) - num_known
-        elif type(line) is SealLine:
+        elif isinstance(line, SealLine):
             shard.is_sealed = True
 
 
