@@ -1,15 +1,13 @@
 """Which classes to draw next, and where on the canvas. No torch, no state but the seed."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, validate_call
 
-from mflight.data.categories import Categories, Category, Frequency
+from mflight.data.categories import FREQUENCIES, Categories, Category, Frequency
 from mflight.functional.layout import MosaicLayout, draw_grid_layout, draw_layout
-from mflight.synthesis.demand import DemandRule, signals_before_training
-from mflight.synthesis.pool.signals import Demand
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
 
@@ -20,23 +18,21 @@ Grid = tuple[PositiveInt, PositiveInt]
 
 
 class CategoryPlanner:
-    """Orders mosaics; a request is a function of the seed, its index and the demand, and of nothing else.
+    """Orders mosaics; a request is a function of the seed and its index, and of nothing else.
 
     So any worker may be stopped, started again or replaced without a request that is lost or drawn twice.
 
-    ``published`` takes the classes of ``main_frequency`` in turn, shuffled anew every round, as the main
-    class of a canvas, draws its partners uniformly from all classes with replacement, and shuffles them.
-    ``inverse_frequency`` draws the class of every region from all classes with a weight of
-    ``1 / max(1, image_count)``. ``adaptive`` does so with the weights of the trainer's demand; until there is
-    one, with those that the demand rule gives to rarity alone.
+    ``published`` takes the classes of ``main_frequencies`` in turn, shuffled anew every round, as the main
+    class of a canvas, draws its partners uniformly from the classes of ``partner_frequencies`` with
+    replacement, and shuffles them. ``inverse_frequency`` has no main class: it draws every region as a
+    partner, with a weight of ``1 / max(1, image_count)``.
 
     Args:
         categories: all classes of the dataset.
         prompt_builder: writes the prompts.
         rule: how classes are chosen.
-        demand_rule: gives the weights of ``adaptive`` before the trainer has said anything; ``None`` for its
-            defaults.
-        main_frequency: the classes that ``published`` takes in turn.
+        main_frequencies: the classes that ``published`` takes in turn; ``[rare]``, as published, or more.
+        partner_frequencies: the classes that partners are drawn from; all, as published, or fewer.
         num_regions: the published choices of regions per canvas; one of these and of ``grids`` is drawn for
             each canvas.
         grids: further choices, each ``(rows, columns)``.
@@ -54,8 +50,8 @@ class CategoryPlanner:
         seed: of all draws.
 
     Raises:
-        ValueError: if there is no choice of regions, if ``guidance_scale_range`` falls, or if no class has
-            ``main_frequency`` under ``published``.
+        ValueError: if there is no choice of regions, if ``guidance_scale_range`` falls, if no class is of
+            ``partner_frequencies``, or if none is of ``main_frequencies`` under ``published``.
 
     Source:
         Xie et al., "MosaicFusion", arXiv:2309.13042, and its published program (rule, order of the draws).
@@ -67,9 +63,9 @@ class CategoryPlanner:
         *,
         categories: Categories,
         prompt_builder: PromptBuilder,
-        rule: Literal["published", "inverse_frequency", "adaptive"] = "published",
-        demand_rule: DemandRule | None = None,
-        main_frequency: Frequency = "rare",
+        rule: Literal["published", "inverse_frequency"] = "published",
+        main_frequencies: Sequence[Frequency] = ("rare",),
+        partner_frequencies: Sequence[Frequency] = FREQUENCIES,
         num_regions: Sequence[Literal[1, 2, 4]] = (4,),
         grids: Sequence[Grid] = (),
         region_hw: tuple[PositiveInt, PositiveInt] = (384, 512),
@@ -94,37 +90,37 @@ class CategoryPlanner:
             "center_grid_px": center_grid_px,
         }
         self._requests_per_layout = requests_per_layout
-        self._main_categories = categories.with_frequency(main_frequency)
+        self._mains = tuple(one for one in categories if one.frequency in main_frequencies)
+        self._partners = tuple(one for one in categories if one.frequency in partner_frequencies)
+        self._partner_weights = [1.0 / max(1, partner.image_count) for partner in self._partners]
         if not self._region_choices:
             raise ValueError(
                 f"num_regions and grids must hold one choice at least, got {num_regions} and {grids}"
             )
         if guidance_scale_range is not None and guidance_scale_range[0] > guidance_scale_range[1]:
             raise ValueError(f"guidance_scale_range must rise, got {guidance_scale_range}")
-        if rule == "published" and not self._main_categories:
-            raise ValueError(f"rule 'published' needs a {main_frequency} class, none of {len(categories)} is")
-        self._inverse_frequencies = {c.category_id: 1.0 / max(1, c.image_count) for c in categories}
-        self._first_demand = (demand_rule or DemandRule()).shares(signals_before_training(categories))
+        if not self._partners:
+            raise ValueError(f"no class is of partner_frequencies={list(partner_frequencies)}: {categories}")
+        if rule == "published" and not self._mains:
+            raise ValueError(f"no class is of main_frequencies={list(main_frequencies)}: {categories}")
 
     def request_id(self, index: int) -> str:
         """Return the id of the request at ``index``, which is that of the sample it will give."""
         return f"{self._seed}-{index:08d}"
 
-    def request(self, index: int, demand: Demand | None = None) -> MosaicRequest:
+    def request(self, index: int) -> MosaicRequest:
         """Order one mosaic.
 
         Args:
             index: place in the sequence, from 0.
-            demand: what the trainer wants; only ``adaptive`` follows it, the others note its step. A demand
-                that names none of the classes is not followed.
 
         Returns:
-            The complete order, the same for the same arguments.
+            The complete order, the same for the same index.
         """
         draws = random.Random(f"{self._seed}/request/{index}")
         regions = draws.choice(self._region_choices)
         count = regions if isinstance(regions, int) else regions[0] * regions[1]
-        chosen = self._choose(index, count, draws, demand)
+        chosen = self._choose(index, count, draws)
         layout = self._lay_out(regions, self._layout_draws(index, draws))
         return MosaicRequest(
             request_id=self.request_id(index),
@@ -135,7 +131,6 @@ class CategoryPlanner:
             layout=layout,
             noise_seed=draws.getrandbits(31),
             negative_prompts=self._draw_negative_prompts(count, draws),
-            demand_step=demand.step if demand else 0,
             guidance_scales=self._draw_guidance_scales(count, draws),
         )
 
@@ -160,23 +155,15 @@ class CategoryPlanner:
         low, high = self._guidance_scale_range
         return tuple(low if low == high else draws.uniform(low, high) for _ in range(count))
 
-    def _choose(self, index: int, count: int, draws: random.Random, demand: Demand | None) -> list[Category]:
+    def _choose(self, index: int, count: int, draws: random.Random) -> list[Category]:
         if self._rule == "inverse_frequency":
-            return self._choose_by(self._inverse_frequencies, count, draws)
-        if self._rule == "adaptive":
-            wanted = demand.weights if demand else {}
-            is_known = any(wanted.get(one.category_id, 0.0) > 0.0 for one in self.categories)
-            return self._choose_by(wanted if is_known else self._first_demand, count, draws)
-        chosen = [self._main_category(index), *(draws.choice(self.categories) for _ in range(count - 1))]
+            return draws.choices(self._partners, self._partner_weights, k=count)
+        chosen = [self._main_category(index), *(draws.choice(self._partners) for _ in range(count - 1))]
         draws.shuffle(chosen)
         return chosen
 
-    def _choose_by(self, weights: Mapping[int, float], count: int, draws: random.Random) -> list[Category]:
-        by_class = [weights.get(category.category_id, 0.0) for category in self.categories]
-        return draws.choices(self.categories, by_class, k=count)
-
     def _main_category(self, index: int) -> Category:
-        turn, place = divmod(index, len(self._main_categories))
-        order = list(self._main_categories)
+        turn, place = divmod(index, len(self._mains))
+        order = list(self._mains)
         random.Random(f"{self._seed}/round/{turn}").shuffle(order)
         return order[place]

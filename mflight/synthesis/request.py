@@ -54,7 +54,6 @@ class MosaicRequest:
         layout: canvas and regions, in pixels.
         noise_seed: seed of the noise canvas, in ``[0, 2^63)``.
         negative_prompts: one a region, or empty for ``""`` everywhere.
-        demand_step: training step of the demand that the planner followed.
         guidance_scales: one a region, or empty for the synthesizer's own.
 
     Raises:
@@ -69,7 +68,6 @@ class MosaicRequest:
     layout: MosaicLayout
     noise_seed: int
     negative_prompts: tuple[str, ...] = ()
-    demand_step: int = 0
     guidance_scales: tuple[float, ...] = ()
 
     def __post_init__(self):
@@ -98,12 +96,12 @@ class MosaicRequest:
         """Read a request written by ``to_dict``, also after a way through JSON.
 
         Args:
-            fields: the written request.
+            fields: the written request; the ``demand_step`` that older pools have in it is passed over.
 
         Returns:
             An equal request.
         """
-        fields = dict(fields)
+        fields = {key: value for key, value in fields.items() if key != "demand_step"}
         prompts = tuple(Prompt(**_with_tuples(prompt)) for prompt in fields.pop("prompts"))
         layout = MosaicLayout(**_with_tuples(fields.pop("layout")))
         return cls(prompts=prompts, layout=layout, **_with_tuples(fields))

@@ -118,11 +118,6 @@ class PoolStream(IterableDataset):
         """Regions drawn and kept by class, over all ranks, as far as the pool has been looked at."""
         return self._reader.acceptance
 
-    def demand_step_of(self, sample_id: str) -> int | None:
-        """Return the training step whose demand a sample followed; None for a sample of no request."""
-        ref = self._queue.find(sample_id)
-        return None if ref is None else ref.demand_step
-
     @property
     def set_aside(self) -> dict[str, str]:
         """What the reader found torn or foreign, and why."""

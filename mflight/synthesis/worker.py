@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mflight.synthesis.pool.agenda import Agenda
 from mflight.synthesis.pool.eviction import bounded_shard
 from mflight.synthesis.pool.folder import PoolWriter
-from mflight.synthesis.pool.signals import Demand, WorkerStatus
+from mflight.synthesis.pool.signals import WorkerStatus
 from mflight.synthesis.pool.throttle import Throttle, WhenFull
 from mflight.synthesis.shortages import check_room, is_disk_full
 from mflight.synthesis.shrinking_batches import ShrinkingBatches
@@ -172,9 +172,7 @@ class _Worker:
                 continue
             check_room(self._folder, self._spec.min_free_bytes)
             started = time.monotonic()
-            demand = Demand.read(self._folder)
-            requests = [self._planner.request(index, demand) for index in batch]
-            for result in self._batches.draw(requests):
+            for result in self._batches.draw([self._planner.request(index) for index in batch]):
                 self._keep(result)
             self._status.busy_s += time.monotonic() - started
             self._publish("drawing")
@@ -198,7 +196,7 @@ class _Worker:
         if sample is None:
             self._writer.drop(request.request_id, result.regions, index=request.index)
         else:
-            self._writer.append(sample, index=request.index, demand_step=request.demand_step)
+            self._writer.append(sample, index=request.index)
         for stage, seconds in result.seconds.items():
             self._status.stage_s[stage] = self._status.stage_s.get(stage, 0.0) + seconds
 

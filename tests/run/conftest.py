@@ -23,7 +23,6 @@ SMALL = [
     "data.epoch_steps=4",
     "callbacks.last.every_n_train_steps=2",
     "callbacks.synthesis.every_n_steps=2",
-    "callbacks.demand.every_n_steps=2",
     "callbacks.panels.every_n_steps=2",
 ]
 SMALL_SYNTHESIS = ["synthesis.warmup_steps=0", "diffusion.synthesizer.num_inference_steps=2"]

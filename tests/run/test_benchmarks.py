@@ -61,23 +61,3 @@ def test_dataloader_benchmark_reads_with_both_loaders():
         for figure in ("images_per_s", "plain_images_per_s", "ratio"):
             assert result[f"{setting}_{figure}"] > 0
     assert result["ratio"] == result["copy_paste_ratio"]
-
-
-def test_demand_benchmark_counts_the_images_and_refuses_unequal_arms():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import demand
-
-    # 0.25 of 4 slots at 8 steps, of which the first 4 rise from 0: 1.5 + 4 slots, one begun is not counted
-    assert demand.count_images(steps=8, warmup_steps=4, ratio=0.25, batch_size=4, reuse=1) == 5
-    assert demand.count_images(steps=8, warmup_steps=0, ratio=0.25, batch_size=4, reuse=3) == 2
-    figures = {f"val/segm/{name}": 10.0 for name in demand.FIGURES}
-    counts = {"images": 5, "requests": 9, "fresh": 5, "reused": 15, "fallback": 0}
-    runs = {"static/0": figures | counts, "adaptive/0": figures | {"val/segm/APr": 12.0} | counts}
-    runs |= {"static/1": figures | counts, "adaptive/1": figures | {"val/segm/APr": 16.0} | counts}
-    demand.check_equal(runs, seed=0)
-    summary = demand.summarise(runs)
-    assert summary["adaptive"]["APr"] == [14.0, 2.83]
-    assert summary["adaptive"]["APr gain"] == [4.0, 2.83] and summary["static"]["APr"] == [10.0, 0.0]
-    runs["adaptive/0"]["fallback"] = 1
-    with pytest.raises(SystemExit, match=r"'adaptive/0': \[5, 20, 1\]"):
-        demand.check_equal(runs, seed=0)

@@ -43,7 +43,6 @@ class SampleRef:
         size: length of the span, in bytes.
         crc32: checksum of the span.
         category_ids: of the instances in the image.
-        demand_step: the training step whose demand the request followed.
     """
 
     sample_id: str
@@ -53,7 +52,6 @@ class SampleRef:
     size: int
     crc32: int
     category_ids: tuple[int, ...]
-    demand_step: int
 
 
 class PoolWriter:
@@ -93,16 +91,15 @@ class PoolWriter:
         """What this writer's series has held from its first day on, evicted shards included."""
         return self._series.counts
 
-    def append(self, sample: PoolSample | EncodedSample, *, index: int = 0, demand_step: int = 0) -> None:
+    def append(self, sample: PoolSample | EncodedSample, *, index: int = 0) -> None:
         """Put a sample on disk and acknowledge it.
 
         Args:
             sample: the image and its instances; an encoded one is stored as it is.
             index: number of the request that it answers.
-            demand_step: the training step whose demand the request followed.
         """
         span = encode_sample(sample, self._image_format, self._jpeg_quality)
-        self.append_packed(span, describe_sample(sample, index, demand_step))
+        self.append_packed(span, describe_sample(sample, index))
 
     def append_packed(self, span: bytes, line: SampleLine) -> None:
         """Put a sample on disk that ``encode_sample`` and ``describe_sample`` have packed elsewhere."""
@@ -233,7 +230,6 @@ class PoolReader:
                         size=line.size,
                         crc32=line.crc32,
                         category_ids=line.category_ids,
-                        demand_step=line.demand_step,
                     )
                 )
         return refs

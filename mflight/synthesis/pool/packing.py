@@ -112,7 +112,7 @@ def _encode_image(sample: PoolSample, image_format: str, jpeg_quality: int) -> b
     return buffer.getvalue()
 
 
-def describe_sample(sample: PoolSample | EncodedSample, index: int, demand_step: int) -> SampleLine:
+def describe_sample(sample: PoolSample | EncodedSample, index: int) -> SampleLine:
     """Return the index line of a sample; the writer fills in its place, size and checksum."""
     return SampleLine(
         sample_id=sample.sample_id,
@@ -123,7 +123,6 @@ def describe_sample(sample: PoolSample | EncodedSample, index: int, demand_step:
         category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
         num_regions=len(sample.regions),
         rejected=count_rejected(sample.regions),
-        demand_step=demand_step,
         time_s=time.time(),
         rejected_category_ids=tuple(one["category_id"] for one in sample.regions if one.get("rejected")),
     )

@@ -43,10 +43,6 @@ class ReuseQueue:
         """How many samples of each shard have been used at least once."""
         return +self._used_of_shard
 
-    def find(self, sample_id: str) -> SampleRef | None:
-        """Return a sample that is here, or None."""
-        return self._refs.get(sample_id)
-
     def add(self, ref: SampleRef) -> None:
         """Take a sample in, or learn its new place."""
         uses = self._uses.get(ref.sample_id, 0)

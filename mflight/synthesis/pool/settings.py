@@ -14,6 +14,7 @@ from mflight.synthesis.pool.signals import read_json, write_json
 
 SETTINGS_FILE = "generate.json"
 _WITHOUT_EFFECT = {"cache_dir", "device", "max_batch"}  # on what is drawn
+_OF_OLDER_VERSIONS = ("planner.demand_rule.",)  # without effect under the rules that are left
 _CONFIG_FILES = ("model_index.json", "config.json", "*/*.json", "*/*.txt")
 
 
@@ -42,7 +43,7 @@ def keep_settings(folder: Path, seed: int, settings: Mapping[str, Any], *, is_ne
     """Note what a pool is drawn with, or compare it with what was noted.
 
     A key that one of both lacks has the default of the constructor that takes it: so a setting that a newer
-    version has learnt does not stop an older pool.
+    version has learnt does not stop an older pool, and one that it has no more neither.
 
     Args:
         folder: the pool folder.
@@ -57,6 +58,8 @@ def keep_settings(folder: Path, seed: int, settings: Mapping[str, Any], *, is_ne
     by_seed = read_json(path) or {}
     before = settings if is_new else by_seed.get(str(seed), settings)
     for key in sorted(settings.keys() | before.keys()):
+        if key.startswith(_OF_OLDER_VERSIONS):
+            continue
         then, now = (one[key] if key in one else _default_of(key, settings) for one in (before, settings))
         if then != now:
             raise ValueError(

@@ -38,7 +38,7 @@ class SampleLine(msgspec.Struct, frozen=True, tag_field="kind", tag="sample"):
     """One sample that is safely on disk: where it lies, and what a reader needs before opening it.
 
     ``rejected_category_ids`` holds the class of each rejected region of a rescued canvas; pools written
-    before it was kept have none.
+    before it was kept have none. Fields that older pools have beside these are passed over.
     """
 
     sample_id: str
@@ -49,7 +49,6 @@ class SampleLine(msgspec.Struct, frozen=True, tag_field="kind", tag="sample"):
     category_ids: tuple[int, ...]
     num_regions: int
     rejected: dict[str, int]
-    demand_step: int
     time_s: float
     rejected_category_ids: tuple[int, ...] = ()
 

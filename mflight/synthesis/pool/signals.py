@@ -4,7 +4,6 @@ Each has one author, is replaced in one piece, and may be missing or old: a read
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -30,36 +29,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What the trainer wants drawn, as of one training step.
-
-    Attributes:
-        step: the training step at which it was written.
-        weights: category_id to a finite weight >= 0; a category left out has none. Empty: the trainer wants
-            nothing in particular.
-    """
-
-    step: int = 0
-    weights: Mapping[int, float] = field(default_factory=dict)
-
-    def write(self, folder: Path) -> None:
-        """Publish it as ``demand.json`` in the pool folder."""
-        weights = {str(category_id): weight for category_id, weight in self.weights.items()}
-        write_json(folder / "demand.json", {"step": self.step, "weights": weights})
-
-    @classmethod
-    def read(cls, folder: Path) -> "Demand | None":
-        """Return the demand last published in a pool folder, or None."""
-        said = read_json(folder / "demand.json")
-        try:
-            weights = {int(key): float(weight) for key, weight in said["weights"].items()} if said else {}
-            is_sound = all(0.0 <= weight < math.inf for weight in weights.values())
-            return cls(int(said["step"]), weights) if said and is_sound else None
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None
 
 
 def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples: Mapping[str, int]) -> None:

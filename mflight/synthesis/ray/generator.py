@@ -84,7 +84,7 @@ class RayGenerator:
         if sample is None:
             line, span = describe_dropped(request.request_id, result.regions, request.index), b""
         else:
-            line = describe_sample(sample, request.index, request.demand_step)
+            line = describe_sample(sample, request.index)
             span = encode_sample(sample, self._image_format, self._jpeg_quality)
         return {
             "index": request.index,

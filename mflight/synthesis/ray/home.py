@@ -18,7 +18,7 @@ import msgspec
 from mflight.synthesis.pool.agenda import Agenda
 from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.pool.shards import SampleLine, parse_line
-from mflight.synthesis.pool.signals import Demand, WorkerStatus
+from mflight.synthesis.pool.signals import WorkerStatus
 from mflight.synthesis.pool.throttle import Throttle
 from mflight.synthesis.ray.cluster import ClusterView, connect, make_actor_class, nodes_alive
 from mflight.synthesis.ray.dispatcher import Dispatcher
@@ -133,13 +133,12 @@ class RayHome:
         pause = self._throttle.pause()
         if pause is not None:
             return pause
-        demand = Demand.read(self._folder)
         for link in self._links:
             while link.can_take_a_call:
                 batch = self._dispatcher.take(link.number, self._spec.batch_size)
                 if not batch:
                     break
-                link.call([self._planner.request(index, demand).to_dict() for index in batch])
+                link.call([self._planner.request(index).to_dict() for index in batch])
         self._check_end()
         return "drawing"
 

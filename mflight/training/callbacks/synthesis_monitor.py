@@ -21,9 +21,8 @@ _NUM_COUNTS = len(fields(SlotCounts))
 class SynthesisMonitor(L.Callback):
     """Logs ``synthesis/*`` figures of a :class:`MixedDataModule`, those of the slots over all ranks.
 
-    ``images_per_s`` counts what was accepted since training began; ``age_steps`` is the mean number of
-    training steps between the demand that a sample followed and its use, of the samples used since the last
-    look; ``mean_uses`` is over the samples used at least once; ``wait_s`` is the mean of the ranks.
+    ``images_per_s`` counts what was accepted since training began; ``mean_uses`` is over the samples used at
+    least once; ``wait_s`` is the mean of the ranks.
 
     Args:
         every_n_steps: training steps between two looks.
@@ -34,7 +33,6 @@ class SynthesisMonitor(L.Callback):
         self._every_n_steps = every_n_steps
         self._started_at: float | None = None
         self._num_before = 0.0
-        self._age_steps, self._num_aged = 0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to measure rates."""
@@ -51,7 +49,6 @@ class SynthesisMonitor(L.Callback):
         if not isinstance(data, MixedDataModule):
             return
         self._alert(trainer, data)
-        self._note_ages(data, batch, trainer.global_step)
         if trainer.global_step % self._every_n_steps == 0:
             figures = self.figures(data, pl_module.device)
             pl_module.log_dict(figures, rank_zero_only=True, batch_size=1)
@@ -80,33 +77,22 @@ class SynthesisMonitor(L.Callback):
         if isinstance(trainer.datamodule, MixedDataModule):
             self._alert(trainer, trainer.datamodule)
 
-    def _note_ages(self, data: MixedDataModule, batch: Any, step: int) -> None:
-        if data.stream is None or not isinstance(batch, list | tuple) or len(batch) != 2:
-            return
-        for target in batch[1]:
-            demand_step = data.stream.demand_step_of(target.get("sample_id", ""))
-            if demand_step is not None:
-                self._age_steps += max(0, step - demand_step)  # a resumed run finds samples of its future
-                self._num_aged += 1
-
     def _over_ranks(
         self, data: MixedDataModule, device: torch.device | str
     ) -> tuple[SlotCounts, dict[str, float]]:
         stream = data.stream
         of_stream = (stream.num_samples, stream.num_used, stream.num_uses_in_all) if stream else (0, 0, 0)
-        own = [*astuple(data.counts), self._age_steps, self._num_aged, *of_stream]
+        own = [*astuple(data.counts), *of_stream]
         summed = sum_over_ranks(torch.tensor(own, dtype=torch.float32, device=device)).tolist()
-        self._age_steps = self._num_aged = 0
         counts = SlotCounts(*summed[:_NUM_COUNTS])
         counts.wait_s /= rank_and_world_size()[1]
-        age_steps, num_aged, num_samples, num_used, num_uses = summed[_NUM_COUNTS:]
+        num_samples, num_used, num_uses = summed[_NUM_COUNTS:]
         if stream is None:
             return counts, {}
-        figures = {
+        return counts, {
             "synthesis/pool_samples": num_samples,
             "synthesis/mean_uses": num_uses / max(1.0, num_used),
         }
-        return counts, figures | ({"synthesis/age_steps": age_steps / num_aged} if num_aged else {})
 
     @staticmethod
     def _alert(trainer: L.Trainer, data: MixedDataModule) -> None:

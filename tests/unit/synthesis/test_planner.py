@@ -1,3 +1,4 @@
+import hashlib
 import json
 import random
 from collections import Counter
@@ -6,9 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mflight.functional.layout import draw_layout
-from mflight.synthesis.demand import DemandRule
 from mflight.synthesis.planner import CategoryPlanner
-from mflight.synthesis.pool.signals import Demand
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest
 from tests.unit.synthesis.squares import categories
@@ -60,24 +59,33 @@ def test_inverse_frequency_prefers_the_rarer_of_two():
     assert counts[9] / counts[11] == pytest.approx(40 / 7, rel=0.3)
 
 
-def test_adaptive_follows_the_demand_and_rarity_before_there_is_one():
-    adaptive = planner(rule="adaptive", demand_rule=DemandRule(rarity_power=1, floor=0))
-    before = [adaptive.request(index) for index in range(500)]
-    assert before == [planner(rule="inverse_frequency").request(index) for index in range(500)]
-    demand = Demand(step=40, weights={5: 3.0, 11: 1.0})
-    requests = [adaptive.request(index, demand) for index in range(500)]
-    counts = Counter(category_id for request in requests for category_id in request.category_ids)
-    assert set(counts) == {5, 11} and counts[5] / counts[11] == pytest.approx(3, rel=0.2)
-    assert adaptive.request(3, Demand(step=40, weights={77: 1.0})).category_ids == before[3].category_ids
-    assert adaptive.request(3, Demand(step=40)).category_ids == before[3].category_ids
+@pytest.mark.parametrize(
+    ("settings", "mains", "partners"),
+    [
+        ({"main_frequencies": ["rare"], "partner_frequencies": ["rare"]}, {2, 9}, {2, 9}),
+        ({"main_frequencies": ["rare"], "partner_frequencies": ["rare", "common"]}, {2, 9}, {2, 9, 11}),
+        ({"main_frequencies": ["rare", "common"]}, {2, 9, 11}, {2, 5, 9, 11}),
+        ({"main_frequencies": ["rare", "common", "frequent"]}, {2, 5, 9, 11}, {2, 5, 9, 11}),
+        ({"main_frequencies": ["rare"], "partner_frequencies": ["frequent"]}, {2, 9}, {5}),
+    ],
+)
+def test_main_classes_come_in_turn_and_partners_from_their_own_groups(settings, mains, partners):
+    single = planner(num_regions=[1], **settings)
+    in_turn = [single.request(index).category_ids[0] for index in range(len(mains))]
+    assert sorted(in_turn) == sorted(mains)
+    counts = Counter()
+    for index in range(120):
+        request = planner(num_regions=[4], **settings).request(index)
+        (main,) = single.request(index).category_ids
+        counts += Counter(request.category_ids) - Counter([main])
+    assert set(counts) == partners and counts.total() == 360
+    assert max(counts.values()) / min(counts.values()) < 1.6  # alike
 
 
-def test_an_adaptive_request_is_whole_without_the_demand_that_it_followed():
-    demand = Demand(step=40, weights={5: 3.0, 11: 1.0})
-    request = planner(rule="adaptive").request(8, demand)
-    assert MosaicRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
-    assert request.category_ids != planner(rule="adaptive").request(8).category_ids
-    assert request.demand_step == 40
+def test_inverse_frequency_draws_every_region_as_a_partner():
+    inverse = planner(rule="inverse_frequency", partner_frequencies=["common", "frequent"])
+    counts = Counter(one for index in range(300) for one in inverse.request(index).category_ids)
+    assert set(counts) == {5, 11} and counts[11] / counts[5] == pytest.approx(200 / 40, rel=0.2)
 
 
 def test_every_choice_of_regions_comes_and_boxes_lie_on_the_stride():
@@ -115,6 +123,26 @@ def test_published_settings_draw_in_the_published_order():
         assert request.negative_prompts == () == request.guidance_scales
 
 
+@pytest.mark.parametrize(
+    ("settings", "digest"),
+    [
+        ({}, "ea76fde6438f8a80"),
+        (
+            {"num_regions": (1, 2, 4), "guidance_scale_range": (2.0, 8.0), "negative_prompts": ["a", "b"]},
+            "5cbe4892bcff714b",
+        ),
+        ({"rule": "inverse_frequency"}, "424bc85a4c8e30a0"),
+    ],
+)
+def test_requests_are_those_recorded_at_5a5cafc(settings, digest):
+    """So a pool goes on where an earlier version has left it."""
+    said = hashlib.sha256()
+    recorded = planner(seed=3, **settings)
+    for index in range(50):
+        said.update(json.dumps(recorded.request(index).to_dict(), sort_keys=True).encode())
+    assert said.hexdigest()[:16] == digest
+
+
 def test_negative_prompts_and_guidance_are_drawn_for_each_region_and_change_nothing_else():
     settings = {"negative_prompts": ["blurred", "cropped"], "guidance_scale_range": [2.0, 8.0]}
     plain, varied = ([planner(**one).request(index) for index in range(50)] for one in ({}, settings))
@@ -141,19 +169,6 @@ def test_consecutive_requests_may_share_a_layout_and_nothing_else():
     assert len(set(layouts)) > 5 and len({request.noise_seed for request in requests}) == 40
 
 
-def test_demand_is_noted_and_travels_through_its_file(tmp_path):
-    assert Demand.read(tmp_path) is None
-    demand = Demand(step=120, weights={2: 0.5, 9: 1.5})
-    demand.write(tmp_path)
-    assert Demand.read(tmp_path) == demand
-    assert planner().request(0, demand).demand_step == 120
-    for unsound in ('{"step": "x", "weights": []}', '{"step": 1, "weights": {"2": NaN}}', '{"step": 1', "[]"):
-        (tmp_path / "demand.json").write_text(unsound)
-        assert Demand.read(tmp_path) is None
-    (tmp_path / "demand.json").write_text('{"step": 1, "weights": {"2": 0.5}, "of_a_later_version": 1}')
-    assert Demand.read(tmp_path) == Demand(1, {2: 0.5})
-
-
 @pytest.mark.parametrize(
     ("settings", "value"),
     [
@@ -166,7 +181,10 @@ def test_demand_is_noted_and_travels_through_its_file(tmp_path):
         ({"guidance_scale_range": [-1.0, 2.0]}, "input_value=-1.0"),
         ({"requests_per_layout": 0}, "input_value=0"),
         ({"rule": "random"}, "random"),
-        ({"main_frequency": "frequentt"}, "frequentt"),
+        ({"rule": "adaptive"}, "adaptive"),
+        ({"main_frequencies": ["frequentt"]}, "frequentt"),
+        ({"main_frequencies": []}, r"no class is of main_frequencies=\[\]: Categories\(4: 2 rare"),
+        ({"partner_frequencies": []}, r"no class is of partner_frequencies=\[\]: Categories\(4: 2 rare"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, value):

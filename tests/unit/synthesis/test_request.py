@@ -22,8 +22,12 @@ def request(**changes):
 
 
 def test_request_survives_json():
-    original = request(negative_prompts=("blurred", ""), guidance_scales=(7.5, 1.0), demand_step=40)
+    original = request(negative_prompts=("blurred", ""), guidance_scales=(7.5, 1.0))
     assert MosaicRequest.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+
+
+def test_request_of_an_older_pool_is_read():
+    assert MosaicRequest.from_dict(request().to_dict() | {"demand_step": 40}) == request()
 
 
 def test_prompt_knows_its_name():

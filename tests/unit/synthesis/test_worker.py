@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mflight.synthesis.pool.folder import PoolReader, PoolWriter
-from mflight.synthesis.pool.signals import ConsumptionTail, Demand, WorkerStatus, write_consumption
+from mflight.synthesis.pool.signals import ConsumptionTail, WorkerStatus, write_consumption
 from mflight.synthesis.pool.throttle import Throttle
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, fill_device, run_worker
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, make_sample
@@ -34,7 +34,6 @@ def ids(folder):
 
 
 def test_every_request_is_answered_once_and_counted(tmp_path):
-    Demand(step=30).write(tmp_path)
     run(tmp_path, batch_size=3)
     accepted, dropped = ids(tmp_path)
     assert accepted == [0, 1, 2, 4, 5, 6, 8, 9]
@@ -44,7 +43,6 @@ def test_every_request_is_answered_once_and_counted(tmp_path):
     assert (status.regions, status.rejected) == (40, {"area": 8 + 8})
     assert status.size_bytes == (tmp_path / "shard-w0-00000.tar").stat().st_size
     assert status.busy_s > 0 and set(status.stage_s) == {"denoise"}
-    assert {ref.demand_step for ref in PoolReader(tmp_path).poll()} == {30}
 
 
 def test_samples_carry_what_is_needed_to_draw_them_again(tmp_path):

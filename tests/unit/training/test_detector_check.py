@@ -1,16 +1,19 @@
 """The detector's word against a sample: by hand, and through a real detector, stream and checkpoint."""
 
+import functools
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 
+from mflight.detection.backbones import MiniFPN
+from mflight.detection.mask_rcnn import build_mask_rcnn
 from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.detector_check import DetectorCheck, strongest_contradiction
+from mflight.training.segmentation import InstanceSegmentationModule
 from tests.unit.synthesis.squares import categories, make_sample
-from tests.unit.training.test_demand_feedback import build_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -28,6 +31,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 def test_contradiction_by_hand(labels, expected):
     scores = torch.tensor([[0.7, 0.1], [0.1, 0.9], [0.9, 0.1], [0.1, 0.9]])
     assert strongest_contradiction(scores, torch.tensor(labels)).item() == pytest.approx(expected)
+
+
+def build_module():
+    torch.manual_seed(0)
+    detector = build_mask_rcnn(
+        backbone=MiniFPN(stage_channels=(16, 16, 16, 16), out_channels=16),
+        num_classes=4,
+        min_size=None,
+        anchor_sizes_px=((12,), (24,), (48,), (96,)),
+        rpn_post_nms_top_n_train=20,
+        box_head_channels=16,
+        mask_head_channels=(8,),
+    )
+    return InstanceSegmentationModule(model=detector, optimizer=functools.partial(torch.optim.SGD, lr=1e-3))
 
 
 class FromPool(L.LightningDataModule):

@@ -32,18 +32,14 @@ def test_generators_are_summed_and_rejections_named():
     assert figures["synthesis/generator_idle_ratio"] == 0.5
 
 
-def test_age_reuse_and_pool_size(tmp_path, build_datamodule):
+def test_reuse_and_pool_size(tmp_path, build_datamodule):
     with PoolWriter(tmp_path, "w0") as writer:
         for index in range(3):
-            writer.append(make_sample(index), index=index, demand_step=10 * index)
+            writer.append(make_sample(index), index=index)
     data, monitor = build_datamodule(), SynthesisMonitor()
     data.stream = PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=0.0, order="oldest")
-    batches = [[data.stream.next_ref().sample_id] for _ in range(4)]  # samples 0, 1, 2, 0
-    for step, sample_ids in zip((5, 25, 30, 31), batches, strict=True):
-        targets = [{"sample_id": sample_id} for sample_id in sample_ids]
-        monitor._note_ages(data, ([None, None], [*targets, {"image_id": 4}]), step)
+    for _ in range(4):  # samples 0, 1, 2, 0
+        data.stream.next_ref()
     figures = monitor.figures(data)
     assert figures["synthesis/pool_samples"] == 3
     assert figures["synthesis/mean_uses"] == pytest.approx(4 / 3)
-    assert figures["synthesis/age_steps"] == pytest.approx((5 + 15 + 10 + 31) / 4)
-    assert "synthesis/age_steps" not in monitor.figures(data)  # none was used since

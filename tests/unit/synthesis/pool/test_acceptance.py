@@ -29,7 +29,7 @@ def test_kept_rescued_and_dropped_regions_are_counted_by_class(tmp_path):
 
 
 def test_lines_of_older_pools_count_what_they_tell():
-    line = SampleLine("7-0", 0, 0, 10, 0, (2, 2, 5), 4, {"too_small": 1}, 0, 0.0)
+    line = SampleLine("7-0", 0, 0, 10, 0, (2, 2, 5), 4, {"too_small": 1}, 0.0)
     counts = AcceptanceCounts()
     counts.add(line)
     assert (counts.num_drawn, counts.num_kept) == ({2: 2, 5: 1}, {2: 2, 5: 1})

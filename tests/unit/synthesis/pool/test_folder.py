@@ -44,15 +44,22 @@ def test_png_sample_comes_back_exactly_and_jpeg_nearly(tmp_path):
     for image_format, tolerance in (("png", 0), ("jpeg", 40)):
         sample = make_sample(3)
         with PoolWriter(tmp_path / image_format, "w0", image_format=image_format) as writer:
-            writer.append(sample, index=3, demand_step=12)
+            writer.append(sample, index=3)
         reader = PoolReader(tmp_path / image_format)
         (ref,) = reader.poll()
         back = reader.read(ref)
-        assert (ref.index, ref.demand_step, ref.category_ids) == (3, 12, (2,))
+        assert (ref.index, ref.category_ids) == (3, (2,))
         assert np.abs(back.image.astype(int) - sample.image).max() <= tolerance
         assert back.annotations == sample.annotations
         assert back.regions == sample.regions
         assert back.provenance == {"index": 3}
+
+
+def test_index_lines_of_older_pools_are_read(tmp_path):
+    fill(tmp_path, 2)
+    index = tmp_path / "shard-w0-00000.idx.jsonl"
+    index.write_text(index.read_text().replace('"time_s"', '"demand_step":40,"time_s"'))
+    assert '"demand_step":40' in index.read_text() and read_ids(tmp_path) == ["7-00000000", "7-00000001"]
 
 
 def test_shard_is_a_plain_tar(tmp_path):
