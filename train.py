@@ -1,7 +1,6 @@
 """Train a detector, with or without synthesis: `python train.py`, `python train.py --help`."""
 
 import os
-import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is first imported
 
@@ -9,15 +8,15 @@ import hydra
 from omegaconf import DictConfig
 
 from mflight.data.files import DATASET_KEYS, require_dataset
+from mflight.mistakes import tells_mistakes
 
 
+@tells_mistakes
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@tells_mistakes
 def main(cfg: DictConfig) -> float | None:
     if cfg.data.prepare is None:
-        try:
-            require_dataset({key: cfg.data[key] for key in DATASET_KEYS})
-        except FileNotFoundError as error:  # a sentence, before torch is loaded
-            sys.exit(f"error: {error}")
+        require_dataset({key: cfg.data[key] for key in DATASET_KEYS})  # before torch is loaded
     from mflight.run import run  # not above: each generator process imports this file, and needs no trainer
 
     return run(cfg).get(cfg.monitor)

@@ -14,6 +14,7 @@ from mflight.data.annotation_check import AnnotationReport, check_annotations
 from mflight.data.files import DATASET_KEYS, LVIS_DOWNLOADS
 from mflight.data.findings import Findings
 from mflight.data.image_check import check_images
+from mflight.mistakes import EXIT_STATUS, tells_mistakes
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
 SPLITS = ("train", "val")
@@ -96,24 +97,23 @@ def print_summary(summary: dict[str, dict[str, Any]], console: Console) -> int:
     return num_problems
 
 
+@tells_mistakes
 @hydra.main(version_base="1.3", config_path=_CONFIG_PATH, config_name="check_data")
+@tells_mistakes
 def main(cfg: DictConfig) -> None:
-    """Run the command; it ends with 1 if there is a problem.
+    """Run the command; it ends with 2 if there is a problem.
 
     Args:
         cfg: ``conf/check_data.yaml`` with its overrides.
 
     Raises:
-        SystemExit: with the sentence of a faulty setting, or with 1 if there is a problem.
+        SystemExit: with 2 if there is a problem.
     """
-    try:
-        summary = check_data(cfg)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{error}") from None
+    summary = check_data(cfg)
     if cfg.output is not None:
         Path(cfg.output).write_text(json.dumps(summary, indent=2) + "\n")
     if print_summary(summary, Console(highlight=False)):
-        raise SystemExit(1)
+        raise SystemExit(EXIT_STATUS)
 
 
 if __name__ == "__main__":

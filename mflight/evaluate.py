@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from mflight.mistakes import tells_mistakes
+
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
 _QUESTIONS = {
     "predictions": "annotations=GT.json predictions=RESULTS.json",
@@ -265,20 +267,12 @@ def answer(cfg: DictConfig) -> Figures:
     return evaluate_pool(cfg.pool, cfg.segmenter, max_images=cfg.max_images, device=cfg.device, **files)
 
 
+@tells_mistakes
 @hydra.main(version_base="1.3", config_path=_CONFIG_PATH, config_name="evaluate")
+@tells_mistakes
 def main(cfg: DictConfig) -> None:
-    """Run the command.
-
-    Args:
-        cfg: ``conf/evaluate.yaml`` with its overrides.
-
-    Raises:
-        SystemExit: with the sentence of the error, if the command cannot do what it was asked.
-    """
-    try:
-        figures = answer(cfg)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{error}") from None
+    """Run the command with ``conf/evaluate.yaml`` and its overrides."""
+    figures = answer(cfg)
     if not figures:  # another rank tells them
         return
     Console().print(figures_table(figures))

@@ -7,6 +7,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+from mflight.mistakes import EXIT_STATUS, Mistake, is_to_be_told, tell
 
 
 def main() -> None:
@@ -14,12 +17,24 @@ def main() -> None:
     from omegaconf import OmegaConf
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from mflight.run import run  # not above: each generator process imports this file, and needs no trainer
-
     cfg = OmegaConf.load(sys.argv[1])
     _log_as_the_launcher_does(Path(cfg.paths.run_dir))
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    record(run)(cfg)
+    try:
+        record(_run)(cfg)
+    except Mistake:
+        sys.exit(EXIT_STATUS)  # the launcher tells it, once for all ranks
+
+
+def _run(cfg: Any) -> None:
+    from mflight.run import run  # not above: each generator process imports this file, and needs no trainer
+
+    try:
+        run(cfg)
+    except Exception as error:
+        if is_to_be_told(error):
+            raise Mistake(tell(error, cfg)) from None
+        raise
 
 
 def _log_as_the_launcher_does(run_dir: Path) -> None:

@@ -15,6 +15,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from mflight.mistakes import EXIT_STATUS, Mistake
+
 CONFIG_FILE = "rank_config.yaml"
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ def launch_ranks(cfg: DictConfig, num_ranks: int) -> dict[str, float]:
         the figures in the run's ``results.json``.
 
     Raises:
+        Mistake: with the first rank's sentence, if it was asked for what cannot be.
         RuntimeError: with the first rank's error, if one of them fails; the others are stopped then.
     """
     run_dir = Path(cfg.paths.run_dir)
@@ -57,6 +60,8 @@ def launch_ranks(cfg: DictConfig, num_ranks: int) -> dict[str, float]:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             told = failure.message.get("message") if isinstance(failure.message, dict) else failure.message
+            if failure.exitcode == EXIT_STATUS:
+                raise Mistake(f"{told}".removeprefix("Mistake: ")) from None
             raise RuntimeError(f"rank {rank} of {num_ranks} has failed: {told}") from None
         except SignalException as error:
             logger.warning("stopped by %s; to go on: resume_from=%s", error.sigval.name, run_dir)

@@ -130,8 +130,12 @@ def test_a_job_of_a_cluster_launcher_averages_in_16_bits_and_scores_again_the_sa
             assert value == pytest.approx(results[f"val/{iou_type}/{name}"], abs=1e-5)
 
 
-def test_a_rank_that_fails_ends_the_run_with_its_error(jobs):
+def test_a_rank_that_fails_ends_the_run_with_its_error(jobs, monkeypatch):
     settings = ["synthesis=none", "trainer.devices=2", "optim.optimizer.lr=-1", *TINY]
+    told = jobs.finish("refused_ranks", *settings)
+    assert told.process.returncode == 2
+    assert "error: Invalid learning rate: -1" in told.output and "Traceback" not in told.output
+    monkeypatch.setitem(jobs.environment, "MFLIGHT_DEBUG", "1")
     job = jobs.finish("failing_ranks", *settings)
     assert job.process.returncode == 1
     assert "RuntimeError: rank" in job.output and "Invalid learning rate: -1" in job.output

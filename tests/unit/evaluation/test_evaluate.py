@@ -79,8 +79,11 @@ def test_a_question_that_cannot_be_answered_is_told_in_one_sentence(overrides, m
 
 def test_command_says_what_is_missing_in_one_sentence(tmp_path, files):
     done = run_command(tmp_path, f"annotations='{files[0]}'", "predictions=nowhere.json")
-    assert done.returncode == 1
-    assert done.stderr.strip() == "predictions must be an existing JSON file, found no file at nowhere.json"
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip()
+        == "error: predictions must be an existing JSON file, found no file at nowhere.json"
+    )
 
 
 def test_paths_are_checked_before_anything_is_read(tmp_path, files):
