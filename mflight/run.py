@@ -197,6 +197,11 @@ def _say(cfg: DictConfig, split: DeviceSplit, checkpoint: Path | None) -> None:
     elsewhere = "draws nothing" if cfg.synthesis.service is None else "draws on other machines"
     drawing = f"draws on {', '.join(split.synthesis_devices)}" if split.synthesis_devices else elsewhere
     logger.info("mflight trains on %s, and %s", training, drawing)
+    if cfg.synthesis.paste is not None and not cfg.synthesis.background_loss:
+        logger.info(
+            "synthesis.background_loss=false has no effect with synthesis/paste: there the background is a "
+            "real image's, which is labelled, and is learnt from"
+        )
     if checkpoint is not None:
         logger.info("it goes on from %s", checkpoint)
     logger.info("run folder %s", cfg.paths.run_dir)

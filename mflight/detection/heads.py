@@ -5,6 +5,7 @@ mask a region, the detections of several classes on the same region share the wo
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
-from mflight.detection.loss_weights import image_weights, weigh_rows
+from mflight.detection.loss_weights import SyntheticLosses, weigh_rows
 from mflight.detection.losses import ClassificationLoss
 from mflight.detection.proposals import is_ignored
 
@@ -41,8 +42,8 @@ class InstanceHeads(RoIHeads):
         class_agnostic_boxes: one box a region, for all classes.
         class_agnostic_masks: one mask a region, for all classes.
         classification_loss: of the regions; it also turns their logits into scores.
+        synthetic_losses: what is learnt from synthetic images.
         ignore_overlap: share of a proposal's own area from which it counts as inside, in (0, 1].
-        synthetic_loss_weight: weight of synthetic images in the losses' gradient, >= 0.
         **kwargs: the arguments of torchvision's ``RoIHeads``.
     """
 
@@ -52,12 +53,12 @@ class InstanceHeads(RoIHeads):
         class_agnostic_boxes: bool,
         class_agnostic_masks: bool,
         classification_loss: ClassificationLoss,
+        synthetic_losses: SyntheticLosses,
         ignore_overlap: float = 0.5,
-        synthetic_loss_weight: float = 1.0,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        self.synthetic_loss_weight = synthetic_loss_weight
+        self.synthetic_losses = synthetic_losses
         self.class_agnostic_boxes = class_agnostic_boxes
         self.class_agnostic_masks = class_agnostic_masks
         self.classification_loss = classification_loss
@@ -104,9 +105,10 @@ class InstanceHeads(RoIHeads):
     ) -> dict[str, Tensor]:
         proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
         logits, box_regression = self._box_branch(features, proposals, image_shapes)
-        weights = image_weights(targets, self.synthetic_loss_weight)
+        weights_of = partial(self.synthetic_losses.image_weights, targets)
         counts = [len(image_labels) for image_labels in labels]
-        logits, box_regression = (weigh_rows(rows, weights, counts) for rows in (logits, box_regression))
+        logits = weigh_rows(logits, weights_of("classification"), counts)
+        box_regression = weigh_rows(box_regression, weights_of("boxes"), counts)
         positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
         all_labels = torch.cat(labels)
         for watch in self.watchers:
@@ -120,7 +122,7 @@ class InstanceHeads(RoIHeads):
             for target, index in zip(targets, mask_matched, strict=True)
         ]
         mask_logits = self._mask_branch(features, mask_proposals, mask_channels, image_shapes)
-        mask_logits = weigh_rows(mask_logits, weights, [len(boxes) for boxes in mask_proposals])
+        mask_logits = weigh_rows(mask_logits, weights_of("masks"), [len(boxes) for boxes in mask_proposals])
         return {
             "loss_classifier": self.classification_loss(logits, all_labels),
             "loss_box_reg": self._box_loss(box_regression, torch.cat(offsets), all_labels),

@@ -1,35 +1,56 @@
-"""Weights of single images in the losses, whatever the loss: they scale the gradient of an image's rows.
+"""What is learnt from synthetic images, whatever the loss: the gradient of their rows is scaled.
 
 A loss that is a sum over rows, divided by a number that does not depend on them, has for each row a gradient
-of its own; scaling it is the same as weighting the row. The values of the losses stay as they are, so that
-figures of runs with different weights can be compared.
+of its own; scaling it is the same as weighting the row, and 0 leaves it out. The values of the losses stay as
+they are, so that figures of runs with different weights can be compared, and no parameter goes without a
+gradient, as DDP demands.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+LossName = Literal["classification", "boxes", "masks", "proposals"]
+LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
 
-def image_weights(
-    targets: Sequence[Mapping[str, Any]], synthetic_loss_weight: float
-) -> tuple[float, ...] | None:
-    """Return the weight of each image, or None where all weigh 1.
 
-    Args:
-        targets: of a batch; those with a true ``is_synthetic`` have the weight.
-        synthetic_loss_weight: of synthetic images, >= 0; a real image's is 1.
+@dataclass(frozen=True)
+class SyntheticLosses:
+    """How much a detector learns from synthetic images, and by which of its losses.
 
-    Returns:
-        the weights in order, or None.
-
-    Example:
-        >>> image_weights([{"is_synthetic": True}, {}], 0.5)
-        (0.5, 1.0)
+    Attributes:
+        weight: of a synthetic image in the gradient, >= 0; a real image's is 1.
+        losses: those by which it is learnt from at all: of the regions' classes, boxes and masks, and of the
+            ``proposals`` (objectness and boxes together). The others take nothing from it. What losses count
+            beside (classes seen, sums of gradients: seesaw, EQLv2) includes synthetic images all the same.
     """
-    weights = tuple(synthetic_loss_weight if target.get("is_synthetic") else 1.0 for target in targets)
-    return None if all(weight == 1.0 for weight in weights) else weights
+
+    weight: float = 1.0
+    losses: tuple[LossName, ...] = LOSS_NAMES
+
+    def image_weights(self, targets: Sequence[Mapping[str, Any]], loss: LossName) -> tuple[float, ...] | None:
+        """Return the weight of each image in a loss, or None where all weigh 1.
+
+        Args:
+            targets: of a batch; those with a true ``is_synthetic`` have the weight.
+            loss: which of the losses.
+
+        Returns:
+            the weights in order, or None.
+
+        Example:
+            >>> learnt = SyntheticLosses(0.5, losses=("boxes",))
+            >>> learnt.image_weights([{"is_synthetic": True}, {}], "boxes")
+            (0.5, 1.0)
+            >>> learnt.image_weights([{"is_synthetic": True}, {}], "masks")
+            (0.0, 1.0)
+        """
+        weight = self.weight if loss in self.losses else 0.0
+        weights = tuple(weight if target.get("is_synthetic") else 1.0 for target in targets)
+        return None if all(weight == 1.0 for weight in weights) else weights
 
 
 def weigh_rows(rows: Tensor, weights: tuple[float, ...] | None, counts: Sequence[int]) -> Tensor:

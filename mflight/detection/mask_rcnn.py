@@ -11,6 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 
 from mflight.detection.heads import InstanceHeads
+from mflight.detection.loss_weights import LOSS_NAMES, LossName, SyntheticLosses
 from mflight.detection.losses import ClassificationLoss, SoftmaxLoss
 from mflight.detection.predictors import BoxPredictor, MaskPredictor
 from mflight.detection.proposals import FullPrecisionAnchors, ProposalHead, ProposalNetwork
@@ -58,6 +59,7 @@ def build_mask_rcnn(
     class_agnostic_masks: bool = False,
     ignore_overlap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5,
     synthetic_loss_weight: Annotated[float, Field(ge=0.0)] = 1.0,
+    synthetic_losses: tuple[LossName, ...] = LOSS_NAMES,
 ) -> GeneralizedRCNN:
     """Build a Mask R-CNN over a feature pyramid; the defaults are detectron2's for LVIS v1.
 
@@ -101,7 +103,8 @@ def build_mask_rcnn(
         class_agnostic_masks: one mask a region, shared by all classes.
         ignore_overlap: an anchor or proposal is left out of the losses when one of the target's
             ``ignore_boxes`` covers this share of its area and it matches no instance.
-        synthetic_loss_weight: weight of synthetic images in the gradient of all losses; a real image's is 1.
+        synthetic_loss_weight: weight of synthetic images in the losses' gradient; a real image's is 1.
+        synthetic_losses: those by which synthetic images are learnt from; the others take nothing from them.
 
     Returns:
         The model, on the CPU.
@@ -121,10 +124,11 @@ def build_mask_rcnn(
             f"model.classification_loss.num_classes must be model.num_classes={num_classes}, "
             f"got {loss.num_classes}"
         )
+    learnt = SyntheticLosses(synthetic_loss_weight, synthetic_losses)
     anchors = FullPrecisionAnchors(anchor_sizes_px, (anchor_aspect_ratios,) * len(anchor_sizes_px))
     rpn = ProposalNetwork(
         ignore_overlap=ignore_overlap,
-        synthetic_loss_weight=synthetic_loss_weight,
+        synthetic_losses=learnt,
         anchor_generator=anchors,
         head=ProposalHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
@@ -140,7 +144,7 @@ def build_mask_rcnn(
         class_agnostic_masks=class_agnostic_masks,
         classification_loss=loss,
         ignore_overlap=ignore_overlap,
-        synthetic_loss_weight=synthetic_loss_weight,
+        synthetic_losses=learnt,
         box_roi_pool=MultiScaleRoIAlign(_ROI_LEVELS, output_size=7, sampling_ratio=roi_sampling_ratio),
         box_head=TwoMLPHead(channels * 7 * 7, box_head_channels),
         box_predictor=BoxPredictor(

@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image
 
-from mflight.detection.loss_weights import image_weights, weigh_rows
+from mflight.detection.loss_weights import SyntheticLosses, weigh_rows
 
 
 class FullPrecisionAnchors(AnchorGenerator):
@@ -44,16 +44,16 @@ class ProposalNetwork(RegionProposalNetwork):
     ``image_sizes`` holds ``(H, W)`` in px of the batch at hand, padding left out.
 
     Args:
+        synthetic_losses: what is learnt from synthetic images.
         ignore_overlap: share of an anchor's area in the image from which it counts as inside, in (0, 1].
-        synthetic_loss_weight: weight of synthetic images in the losses' gradient, >= 0.
         **kwargs: the arguments of torchvision's ``RegionProposalNetwork``.
     """
 
     def __init__(
-        self, *, ignore_overlap: float = 0.5, synthetic_loss_weight: float = 1.0, **kwargs: object
+        self, *, synthetic_losses: SyntheticLosses, ignore_overlap: float = 0.5, **kwargs: object
     ) -> None:
         super().__init__(**kwargs)
-        self.ignore_overlap, self.synthetic_loss_weight = ignore_overlap, synthetic_loss_weight
+        self.ignore_overlap, self.synthetic_losses = ignore_overlap, synthetic_losses
         self.image_weights: tuple[float, ...] | None = None
         self.image_sizes: list[tuple[int, int]] = []
 
@@ -72,7 +72,7 @@ class ProposalNetwork(RegionProposalNetwork):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each image the labels of its anchors (1, 0, or -1 for left out) and their boxes."""
         labels, matched_boxes = super().assign_targets_to_anchors(anchors, targets)
-        self.image_weights = image_weights(targets, self.synthetic_loss_weight)
+        self.image_weights = self.synthetic_losses.image_weights(targets, "proposals")
         for image_labels, image_anchors, target, size_hw in zip(
             labels, anchors, targets, self.image_sizes, strict=True
         ):

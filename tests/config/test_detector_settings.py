@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from mflight.detection.loss_weights import SyntheticLosses
 from tests.config.test_configs import RUNTIME, check_targets, compose_with
 from tests.unit.detection.test_mask_rcnn import LOSSES, draw_shapes
 
@@ -71,6 +72,14 @@ def test_every_loss_goes_with_lvis_and_knows_its_classes(name):
     loss = instantiate(node)
     assert loss.num_classes == 1203
     assert loss.num_logits == 1203 + {"softmax": 1, "federated": 0, "seesaw": 2, "eqlv2": 1}[name]
+
+
+@pytest.mark.parametrize("base", [RUNTIME, BASELINE], ids=["mini", "lvis"])
+def test_what_is_learnt_from_synthetic_images_reaches_every_loss(base):
+    changes = ["synthesis.losses=[boxes,masks]", "synthesis.loss_weight=0.5"]
+    model = instantiate(compose_with([*base, *changes]).model)
+    for part in (model.rpn, model.roi_heads):
+        assert part.synthetic_losses == SyntheticLosses(0.5, ("boxes", "masks"))
 
 
 def test_average_keeps_whole_checkpoints():

@@ -1,9 +1,10 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
-from mflight.run import _continue_from, _remember_pool, _share_device
+from mflight.run import _continue_from, _remember_pool, _say, _share_device
 
 
 def config(run_dir, resume_from=None, **synthesis):
@@ -51,3 +52,16 @@ def test_the_log_says_how_a_single_gpu_is_shared_and_what_it_costs(tmp_path, cap
     assert "40 samples are drawn on cuda:0 first. Training waits until then" in caplog.text
     with pytest.raises(ValueError, match=r"synthesis\.single_gpu must be one of .*, got 'both'"):
         shared(tmp_path, "both")
+
+
+def test_what_paste_leaves_without_effect_is_said(tmp_path, caplog):
+    split = SimpleNamespace(
+        accelerator="cpu", trainer_devices=1, trainer_threads=1, synthesis_devices=(), shares_gpu=False
+    )
+    said = "synthesis.background_loss=false has no effect with synthesis/paste"
+    for paste, background_loss, is_said in (({}, False, True), ({}, True, False), (None, False, False)):
+        cfg = config(tmp_path, paste=paste, background_loss=background_loss)
+        with caplog.at_level(logging.INFO):
+            _say(cfg, split, None)
+        assert (said in caplog.text) == is_said
+        caplog.clear()

@@ -1,9 +1,25 @@
 import pytest
 import torch
 
+from mflight.data.categories import Categories, Category
 from mflight.detection.backbones import MiniFPN
-from mflight.detection.loss_weights import image_weights, weigh_rows
+from mflight.detection.loss_weights import LOSS_NAMES, SyntheticLosses, weigh_rows
+from mflight.detection.losses import EQLv2Loss, FederatedLoss, SeesawLoss, SoftmaxLoss
 from mflight.detection.mask_rcnn import build_mask_rcnn
+
+CLASSES = Categories([Category(number, str(number), image_count=10 * number) for number in (1, 2, 3)])
+CLASSIFICATION_LOSSES = {
+    "softmax": lambda: SoftmaxLoss(num_classes=3),
+    "federated": lambda: FederatedLoss(num_classes=3, categories=lambda: CLASSES, num_sampled=2),
+    "seesaw": lambda: SeesawLoss(num_classes=3),
+    "eqlv2": lambda: EQLv2Loss(num_classes=3),
+}
+NAMES_OF = {
+    "classification": ["loss_classifier"],
+    "boxes": ["loss_box_reg"],
+    "masks": ["loss_mask"],
+    "proposals": ["loss_objectness", "loss_rpn_box_reg"],
+}
 
 
 def target(is_synthetic):
@@ -17,22 +33,40 @@ def target(is_synthetic):
     }
 
 
-def gradients(weight):
-    """Return the losses of a real and a synthetic image, and the sizes of both images' gradients."""
+def build(weight=1.0, losses=LOSS_NAMES, classification_loss="softmax"):
     torch.manual_seed(0)
-    model = build_mask_rcnn(
+    return build_mask_rcnn(
         backbone=MiniFPN(),
         num_classes=3,
         min_size=None,
         anchor_sizes_px=((12,), (24,), (48,), (96,)),
         box_head_channels=32,
         mask_head_channels=(8,),
+        classification_loss=CLASSIFICATION_LOSSES[classification_loss](),
         synthetic_loss_weight=weight,
+        synthetic_losses=losses,
     )
+
+
+def gradients(weight):
+    """Return the losses of a real and a synthetic image, and the sizes of both images' gradients."""
+    model = build(weight)
     images = [torch.rand(3, 64, 64, requires_grad=True) for _ in range(2)]
     losses = model(images, [target(False), target(True)])
     sum(losses.values()).backward()
     return {name: loss.item() for name, loss in losses.items()}, [image.grad for image in images]
+
+
+def gradients_by_loss(weight, losses, classification_loss):
+    """Return of each loss its gradient by the real image, by the synthetic one and by the parameters."""
+    model = build(weight, losses, classification_loss)
+    images = [torch.rand(3, 64, 64, requires_grad=True) for _ in range(2)]
+    found = model(images, [target(False), target(True)])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return {
+        name: torch.autograd.grad(loss, [*images, *parameters], retain_graph=True, allow_unused=True)
+        for name, loss in found.items()
+    }
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 3.0])
@@ -45,10 +79,33 @@ def test_the_gradient_of_a_synthetic_image_is_scaled_and_that_of_a_real_one_is_n
     assert weighted_losses == losses
 
 
+@pytest.mark.parametrize("classification_loss", CLASSIFICATION_LOSSES)
+@pytest.mark.parametrize("left_out", LOSS_NAMES)
+def test_a_loss_that_does_not_count_takes_nothing_from_a_synthetic_image(left_out, classification_loss):
+    """To the bit as under a weight of 0 in that loss, and as under a weight of 1 in the others."""
+    counted = tuple(name for name in LOSS_NAMES if name != left_out)
+    some = gradients_by_loss(1.0, counted, classification_loss)
+    all_of_them, none = (gradients_by_loss(weight, LOSS_NAMES, classification_loss) for weight in (1.0, 0.0))
+    for name, found in some.items():
+        is_left_out = name in NAMES_OF[left_out]
+        expected = (none if is_left_out else all_of_them)[name]
+        for one, other in zip(found, expected, strict=True):
+            assert (one is None) == (other is None) and (one is None or torch.equal(one, other))
+        assert (found[1].abs().max() == 0) == is_left_out  # by the synthetic image
+        assert found[0].abs().max() > 0  # by the real one
+
+
+def test_a_step_of_synthetic_images_alone_leaves_no_parameter_without_a_gradient():
+    model = build(losses=())
+    sum(model([torch.rand(3, 64, 64)], [target(True)]).values()).backward()
+    assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
+
+
 def test_real_images_alone_and_a_weight_of_one_change_nothing():
     rows = torch.rand(3, requires_grad=True)
-    assert image_weights([target(False)] * 2, 0.5) is None
-    assert image_weights([target(True)], 1.0) is None
+    assert SyntheticLosses(0.5).image_weights([target(False)] * 2, "masks") is None
+    assert SyntheticLosses(losses=("boxes",)).image_weights([target(False)], "masks") is None
+    assert SyntheticLosses(1.0).image_weights([target(True)], "masks") is None
     assert weigh_rows(rows, None, [1, 2]) is rows
 
 
@@ -56,3 +113,8 @@ def test_each_row_has_the_weight_of_its_image():
     rows = torch.ones(4, 2, requires_grad=True)
     weigh_rows(rows, (0.5, 1.0, 2.0), [1, 0, 3]).sum().backward()
     assert rows.grad[:, 0].tolist() == [0.5, 2.0, 2.0, 2.0]
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="input_value='objectness'"):
+        build(losses=("objectness",))

@@ -7,6 +7,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from mflight.detection.heads import InstanceHeads
+from mflight.detection.loss_weights import SyntheticLosses
 from mflight.detection.proposals import ProposalNetwork, is_ignored
 from tests.unit.detection.test_mask_rcnn import SIDE, build_tiny, draw_shapes
 
@@ -122,6 +123,7 @@ def test_without_parts_losses_and_gradients_are_torchvisions_to_the_bit(has_key)
 def test_what_lies_in_a_part_moves_no_loss():
     """The objectness inside a part gets no gradient; outside of it the background still does."""
     network = ProposalNetwork(
+        synthetic_losses=SyntheticLosses(),
         anchor_generator=AnchorGenerator(((16,),), ((1.0,),)),
         head=nn.Identity(),
         fg_iou_thresh=0.7,
