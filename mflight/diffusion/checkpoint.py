@@ -1,6 +1,7 @@
 """Find a checkpoint in diffusers' format, tell its family, and build its scheduler."""
 
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 
 from mflight.diffusion.conditioning import (
     DoubleTowerConditioner,
     SingleTowerConditioner,
     TextConditioner,
 )
+from mflight.diffusion.parts import Part
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Family:
 
     Attributes:
         conditioner: its text towers.
+        addition_embed_type: what its UNet is told besides the token embeddings, in the words of its config.
         obeys_force_upcast: whether the VAE's ``force_upcast`` is meant: SDXL's overflows in float16. Older
             checkpoints do not name it, and diffusers then reads it as true.
         rounds_pixels: whether 8-bit pixels are rounded; the published program truncates those of Stable
@@ -30,18 +33,28 @@ class Family:
     """
 
     conditioner: type[TextConditioner]
+    addition_embed_type: str | None
     obeys_force_upcast: bool
     rounds_pixels: bool
 
     @property
-    def weight_folders(self) -> tuple[str, ...]:
-        """Where the weights lie in a checkpoint."""
-        return (*self.conditioner.WEIGHT_FOLDERS, "unet", "vae")
+    def part_classes(self) -> dict[str, type]:
+        """Class of each model, by its folder in a checkpoint; the text towers first."""
+        return {**self.conditioner.TOWERS, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
+
+SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+
+CLASSES_FILE = "classes.json"
+"""Beside ``model_index.json``: a list of names, of a checkpoint that was trained on these classes alone."""
 
 FAMILIES: Mapping[str, Family] = {
-    "StableDiffusionPipeline": Family(SingleTowerConditioner, obeys_force_upcast=False, rounds_pixels=False),
-    "StableDiffusionXLPipeline": Family(DoubleTowerConditioner, obeys_force_upcast=True, rounds_pixels=True),
+    "StableDiffusionPipeline": Family(
+        SingleTowerConditioner, None, obeys_force_upcast=False, rounds_pixels=False
+    ),
+    "StableDiffusionXLPipeline": Family(
+        DoubleTowerConditioner, "text_time", obeys_force_upcast=True, rounds_pixels=True
+    ),
 }
 """By the pipeline class that a checkpoint's ``model_index.json`` names."""
 
@@ -63,12 +76,24 @@ class Checkpoint:
         """What sets its family apart."""
         return FAMILIES[self.index["_class_name"]]
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Its models, by name."""
+        return {name: Part(self.folder / name, of) for name, of in self.family.part_classes.items()}
+
+    @property
+    def known_classes(self) -> tuple[str, ...] | None:
+        """Names of the only classes that it can draw; ``None`` where it says nothing about that."""
+        file = self.folder / CLASSES_FILE
+        return tuple(json.loads(file.read_text())) if file.is_file() else None
+
 
 def find_checkpoint(checkpoint: str) -> Checkpoint:
-    """Find a checkpoint; the family is checked before any weights are fetched.
+    """Find a checkpoint; the family is checked before any weights are fetched, and none are read.
 
     A folder that does not exist or is not in diffusers' format is a ``FileNotFoundError``; a checkpoint that
-    the hub does not have, or of another family, a ``ValueError``.
+    the hub does not have, of another family, in one file, or with a part of another class than the family's,
+    a ``ValueError``.
 
     Args:
         checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.
@@ -77,16 +102,19 @@ def find_checkpoint(checkpoint: str) -> Checkpoint:
         The checkpoint's files, fetched from the hub (or its cache) when it is a hub id.
     """
     folder = Path(checkpoint).expanduser()
+    _check_is_folder(folder)
     if not folder.is_dir():
         folder = _fetch(checkpoint)
     _require(folder, "model_index.json")
     index = DiffusionPipeline.load_config(folder)
     _check_family(index, str(folder))
     found = Checkpoint(folder, index)
-    for name in (*(f"{part}/config.json" for part in found.family.weight_folders), "scheduler"):
+    for name in (*(f"{part}/config.json" for part in found.parts), "scheduler"):
         _require(folder, name)
     for name in found.family.conditioner.TOKENIZER_FOLDERS:
         _require(folder, name)
+    for part in found.parts.values():
+        part.check_class(index)
     return found
 
 
@@ -159,13 +187,39 @@ def _fetch(checkpoint: str) -> Path:
     try:
         index = DiffusionPipeline.load_config(checkpoint)
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {checkpoint!r} is no folder, nor had from the hub: {error}") from error
+        raise ValueError(
+            f"checkpoint {checkpoint!r} is no folder, nor had from the hub: {_first_line(error)}"
+        ) from error
     _check_family(index, checkpoint)
+    unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     try:
-        unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-        return Path(DiffusionPipeline.download(checkpoint, **unused))
+        folder = Path(DiffusionPipeline.download(checkpoint, **unused))
+        if not any((folder / "unet").glob("*.[sb]*")):  # neither .safetensors nor .bin without a variant
+            folder = Path(DiffusionPipeline.download(checkpoint, variant="fp16", **unused))
+        return folder
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {checkpoint!r} could not be had from the hub: {error}") from error
+        raise ValueError(
+            f"checkpoint {checkpoint!r} could not be had from the hub: {_first_line(error)}"
+        ) from error
+
+
+def _check_is_folder(place: Path) -> None:
+    """Refuse weights in one file, and a folder that holds nothing else, with the way to convert them."""
+    file = place
+    if place.is_dir() and not (place / "model_index.json").exists():
+        file = next((path for path in sorted(place.iterdir()) if path.suffix in SINGLE_FILE_SUFFIXES), place)
+    if file.suffix not in SINGLE_FILE_SUFFIXES or file.is_dir():
+        return
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"checkpoint must be a folder or a hub id (owner/name), no file {str(file)!r}"
+        )
+    raise ValueError(
+        f"checkpoint must be a folder in diffusers' format, {str(file)!r} holds all parts in one file. "
+        "Convert it once, with the class of its family (StableDiffusionXLPipeline for XL), and name FOLDER: "
+        'python -c "from diffusers import StableDiffusionPipeline; '
+        f"StableDiffusionPipeline.from_single_file({str(file)!r}).save_pretrained('FOLDER')\""
+    )
 
 
 def _check_family(index: Mapping[str, Any], place: str) -> None:
@@ -182,3 +236,7 @@ def _require(folder: Path, name: str) -> None:
         raise FileNotFoundError(
             f"a checkpoint in diffusers' format must hold {name}, {str(folder)!r} does not"
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,37 +38,52 @@ class TextConditioner(ABC):
 
     Attributes:
         TOKENIZER_FOLDERS: where the tokenizers lie in a checkpoint.
-        WEIGHT_FOLDERS: where the towers lie in a checkpoint.
+        TOWERS: class of each tower, by its folder in a checkpoint.
 
     Args:
         tokenizers: fast CLIP tokenizers, one a tower.
         text_encoders: the towers.
+
+    Raises:
+        ValueError: if a tokenizer has more tokens than its tower has embeddings.
     """
 
     TOKENIZER_FOLDERS: ClassVar[tuple[str, ...]]
-    WEIGHT_FOLDERS: ClassVar[tuple[str, ...]]
+    TOWERS: ClassVar[Mapping[str, type[torch.nn.Module]]]
 
     def __init__(self, tokenizers: Sequence[CLIPTokenizerFast], text_encoders: Sequence[torch.nn.Module]):
         self.tokenizers = tuple(tokenizers)
         self.text_encoders = tuple(text_encoders)
         self._condition_of_ids: OrderedDict[TokenIds, TextCondition] = OrderedDict()
+        for folder, tokenizer, tower in zip(self.TOKENIZER_FOLDERS, tokenizers, text_encoders, strict=True):
+            if len(tokenizer) > tower.config.vocab_size:
+                raise ValueError(
+                    f"{folder} must have at most as many tokens as its text encoder has embeddings, "
+                    f"{tower.config.vocab_size}, got {len(tokenizer)}"
+                )
 
     @classmethod
-    @abstractmethod
-    def from_folder(
-        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, device: torch.device | str
+    def from_towers(
+        cls, folder: Path, index: Mapping[str, Any], towers: Sequence[torch.nn.Module]
     ) -> "TextConditioner":
-        """Load tokenizers and towers, the towers in evaluation mode and without gradients.
+        """Load the tokenizers of towers.
 
         Args:
             folder: the checkpoint.
             index: its ``model_index.json``.
-            dtype: precision of the weights.
-            device: where the towers run.
+            towers: its towers, in the order of ``TOWERS``.
 
         Returns:
             The conditioner.
         """
+        return cls(
+            [CLIPTokenizerFast.from_pretrained(folder / name) for name in cls.TOKENIZER_FOLDERS], towers
+        )
+
+    @property
+    def width(self) -> int:
+        """Width of the token embeddings that cross-attention reads."""
+        return sum(tower.config.hidden_size for tower in self.text_encoders)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -151,19 +166,11 @@ class SingleTowerConditioner(TextConditioner):
 
     Attributes:
         TOKENIZER_FOLDERS: where the tokenizer lies in a checkpoint.
-        WEIGHT_FOLDERS: where the tower lies in a checkpoint.
+        TOWERS: class of the tower, by its folder in a checkpoint.
     """
 
     TOKENIZER_FOLDERS: ClassVar[tuple[str, ...]] = ("tokenizer",)
-    WEIGHT_FOLDERS: ClassVar[tuple[str, ...]] = ("text_encoder",)
-
-    @classmethod
-    def from_folder(
-        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, device: torch.device | str
-    ) -> "SingleTowerConditioner":
-        """Load the tower; ``index`` is not asked."""
-        tower = _load_tower(CLIPTextModel, folder / "text_encoder", dtype, device)
-        return cls([CLIPTokenizerFast.from_pretrained(folder / "tokenizer")], [tower])
+    TOWERS: ClassVar[Mapping[str, type[torch.nn.Module]]] = {"text_encoder": CLIPTextModel}
 
     def added_cond_kwargs(
         self, conditions: Sequence[TextCondition], region_hw: tuple[int, int]
@@ -180,7 +187,7 @@ class DoubleTowerConditioner(TextConditioner):
 
     Attributes:
         TOKENIZER_FOLDERS: where the tokenizers lie in a checkpoint.
-        WEIGHT_FOLDERS: where the towers lie in a checkpoint.
+        TOWERS: classes of the towers, by their folders in a checkpoint.
 
     Args:
         tokenizers: those of the CLIP and of the OpenCLIP tower; they pad differently.
@@ -197,13 +204,16 @@ class DoubleTowerConditioner(TextConditioner):
     """
 
     TOKENIZER_FOLDERS: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_2")
-    WEIGHT_FOLDERS: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    TOWERS: ClassVar[Mapping[str, type[torch.nn.Module]]] = {
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
 
     def __init__(
         self,
         tokenizers: Sequence[CLIPTokenizerFast],
         text_encoders: Sequence[torch.nn.Module],
-        zeros_for_empty: bool,
+        zeros_for_empty: bool = True,
     ):
         super().__init__(tokenizers, text_encoders)
         self.zeros_for_empty = zeros_for_empty
@@ -215,20 +225,13 @@ class DoubleTowerConditioner(TextConditioner):
             )
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, device: torch.device | str
+    def from_towers(
+        cls, folder: Path, index: Mapping[str, Any], towers: Sequence[torch.nn.Module]
     ) -> "DoubleTowerConditioner":
-        """Load both towers."""
-        return cls(
-            [CLIPTokenizerFast.from_pretrained(folder / name) for name in cls.TOKENIZER_FOLDERS],
-            [
-                _load_tower(tower_class, folder / name, dtype, device)
-                for tower_class, name in zip(
-                    (CLIPTextModel, CLIPTextModelWithProjection), cls.WEIGHT_FOLDERS, strict=True
-                )
-            ],
-            zeros_for_empty=index.get("force_zeros_for_empty_prompt", True),
-        )
+        """Load the tokenizers, and learn what an empty prompt is."""
+        conditioner = super().from_towers(folder, index, towers)
+        conditioner.zeros_for_empty = index.get("force_zeros_for_empty_prompt", True)
+        return conditioner
 
     def encode_negative(self, text: str) -> TextCondition:
         """Encode what guidance leads away from; zeros for ``""`` where the checkpoint wants them."""
@@ -267,10 +270,3 @@ class DoubleTowerConditioner(TextConditioner):
         ]
         penultimate = torch.cat([output.hidden_states[-2][0] for output in outputs], dim=-1)
         return TextCondition(penultimate, outputs[1].text_embeds[0])
-
-
-def _load_tower(
-    tower_class: type, folder: Path, dtype: torch.dtype, device: torch.device | str
-) -> torch.nn.Module:
-    """One text tower, ready to run."""
-    return tower_class.from_pretrained(folder, dtype=dtype).to(device).eval().requires_grad_(False)

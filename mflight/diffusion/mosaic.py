@@ -26,7 +26,7 @@ class Canvas:
         layout: canvas and regions, in pixels.
         prompts: one a region.
         negative_prompts: one a region; guidance leads away from them.
-        guidance_scales: one a region; 1 is no guidance.
+        guidance_scales: one a region; at or below 1 there is no guidance.
         noise_seed: seed of the initial noise, and of the scheduler's if it draws any.
     """
 
@@ -162,14 +162,15 @@ class _RegionBatch:
 
     def __init__(self, pipeline: LatentDiffusion, regions: Sequence[_Region], levels: Sequence[int]):
         self.regions = regions
-        self._guided = any(region.guidance_scale != 1 for region in regions)
+        scales = [region.guidance_scale for region in regions]
+        self._guided = any(pipeline.is_guided(scale) for scale in scales)
         positive = [region.condition for region in regions]
         negative = [region.negative_condition for region in regions] if self._guided else []
         conditions = negative + positive  # 2N, the conditioned half last
         self._embeds = torch.stack([condition.prompt_embeds for condition in conditions])  # [2N, T, D]
         region_hw = tuple(size * pipeline.latent_stride_px for size in regions[0].latent_hw)
         self._added_cond_kwargs = pipeline.text.added_cond_kwargs(conditions, region_hw)
-        scales = [region.guidance_scale for region in regions]
+        self._timestep_cond = pipeline.timestep_cond(scales)  # of UNets that take no second half
         self._scales = torch.tensor(scales, device=self._embeds.device)[:, None, None, None]  # [N, 1, 1, 1]
         weights = torch.zeros(len(regions), self._embeds.shape[1])  # [N, T]
         for row, region in zip(weights, regions, strict=True):
@@ -184,7 +185,12 @@ class _RegionBatch:
             crops.append(inputs[region.canvas][:, y1:y2, x1:x2])
         samples = torch.stack(crops * 2 if self._guided else crops).to(pipeline.dtype)  # [2N, C, h, w]
         output = pipeline.unet(
-            samples, timestep, self._embeds, added_cond_kwargs=self._added_cond_kwargs, return_dict=False
+            samples,
+            timestep,
+            self._embeds,
+            timestep_cond=self._timestep_cond,
+            added_cond_kwargs=self._added_cond_kwargs,
+            return_dict=False,
         )[0].float()
         if self._guided:
             negative, positive = output.chunk(2)
@@ -204,7 +210,7 @@ def _batch_regions(
     """Batches of equal latent shape, guided and unguided regions apart, of at most ``max_batch`` samples."""
     alike = defaultdict(list)
     for region in regions:
-        alike[region.latent_hw, region.guidance_scale != 1].append(region)
+        alike[region.latent_hw, pipeline.is_guided(region.guidance_scale)].append(region)
     batches = []
     for (_, guided), members in alike.items():
         size = max(1, max_batch // 2 if guided else max_batch)

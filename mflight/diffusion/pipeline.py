@@ -1,14 +1,16 @@
 """Load a Stable Diffusion checkpoint with stock diffusers."""
 
+import copy
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from pydantic import BeforeValidator, ConfigDict, Field, validate_call
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -17,6 +19,12 @@ from mflight.diffusion.checkpoint import Checkpoint, build_scheduler, find_check
 from mflight.diffusion.compilation import compile_blocks
 from mflight.diffusion.conditioning import TextConditioner
 from mflight.diffusion.precision import choose_dtype
+
+logger = logging.getLogger(__name__)
+
+
+class NotFiniteError(ValueError):
+    """A model has given infinities or what is not a number: there is nothing to draw."""
 
 
 @dataclass
@@ -63,30 +71,70 @@ class LatentDiffusion:
     def weights_sha256(self) -> str:
         """Hash of the names and bytes of the weights files; seconds of reading, once, for a large model."""
         digest = hashlib.sha256()
-        for name in self.files.family.weight_folders:
-            part = self.files.folder / name
-            for path in sorted(part.glob("*.safetensors")) or sorted(part.glob("*.bin")):
+        for name, part in self.files.parts.items():
+            for path in part.weight_files:
                 digest.update(f"{name}/{path.name}".encode())
                 with path.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
+    def is_guided(self, guidance_scale: float) -> bool:
+        """Whether a guidance scale wants a second half of the batch, as in stock diffusers.
+
+        At or below 1 guidance is off; a UNet that was distilled with guidance is told the scale instead.
+        """
+        return guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None
+
+    def timestep_cond(self, guidance_scales: Sequence[float]) -> Tensor | None:
+        """What a UNet that was distilled with guidance is told of it (latent consistency models).
+
+        Args:
+            guidance_scales: one a sample.
+
+        Returns:
+            ``[N, D]`` in the model's precision; ``None`` for any other UNet.
+        """
+        width = self.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        excess = torch.tensor(guidance_scales) - 1
+        embedding = StableDiffusionPipeline.get_guidance_scale_embedding(None, excess, embedding_dim=width)
+        return embedding.to(self.device, self.dtype)
+
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode latents into 8-bit images, one at a time, so that memory does not grow with the batch.
+
+        A VAE that overflows in half precision decodes that canvas again in float32.
 
         Args:
             latents: ``float32[B, C, h, w]``.
 
         Returns:
             ``uint8[B, H, W, 3]`` on the CPU; values are truncated, or rounded for SDXL, as published.
+
+        Raises:
+            NotFiniteError: if a pixel of an image is not a finite number in float32 either.
         """
         images = []
-        for canvas in self._unscaled(latents).to(self.vae.dtype).split(1):
-            pixels = (self.vae.decode(canvas).sample.float() / 2 + 0.5).clamp(0, 1) * 255
+        for canvas in self._unscaled(latents).split(1):
+            decoded = self.vae.decode(canvas.to(self.vae.dtype)).sample
+            if not torch.isfinite(decoded).all() and self.vae.dtype != torch.float32:
+                decoded = self._full_vae.decode(canvas).sample
+            if not torch.isfinite(decoded).all():
+                raise NotFiniteError(
+                    "the VAE must decode latents to finite pixels, in float32 it gives others"
+                )
+            pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
             pixels = pixels.round() if self.files.family.rounds_pixels else pixels
             images.append(pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu())
         return torch.cat(images)
+
+    @cached_property
+    def _full_vae(self) -> AutoencoderKL:
+        """The VAE in float32, made when it is first needed."""
+        logger.warning("the VAE overflows in %s: such canvases are decoded in float32", self.vae.dtype)
+        return copy.deepcopy(self.vae).float()
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the VAE has them: the UNet sees them normalised."""
@@ -122,15 +170,16 @@ def load_pipeline(
     """Load a checkpoint of the Stable Diffusion 1.x, 2.x or XL family.
 
     A folder that does not exist, or is not in diffusers' format, is a ``FileNotFoundError``. A checkpoint
-    that the hub does not have or that is of another family, a ``dtype`` that is not of floating point, and a
-    device, a scheduler, a setting of it or a compiler that does not exist, are a ``ValueError``.
+    that the hub does not have, that is of another family, that lacks weights or whose parts do not fit each
+    other, a ``dtype`` that is not of floating point, and a device, a scheduler, a setting of it or a compiler
+    that does not exist, are a ``ValueError``. All but weights that are not finite is seen before any is read.
 
     Args:
         checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.
         dtype: precision of the weights, or its name (``"bfloat16"``); ``"auto"`` is bfloat16 where the device
             has units for it, see ``mflight.diffusion.precision``. SDXL's VAE stays in float32 where this is
             float16 and the checkpoint says ``force_upcast``: it would overflow.
-        device: where the model runs.
+        device: where the model runs; ``"meta"`` looks at the checkpoint and builds it without weights.
         scheduler: class name of a diffusers scheduler, built from the configuration of the checkpoint's own;
             ``None`` keeps that one.
         scheduler_settings: settings of the scheduler that differ from the checkpoint's.
@@ -148,11 +197,15 @@ def load_pipeline(
     files = find_checkpoint(checkpoint)
     built_scheduler = build_scheduler(files, scheduler, scheduler_settings)
     with _no_loading_bars():
-        text = files.family.conditioner.from_folder(files.folder, files.index, weights_dtype, device)
-        unet = _load_part(UNet2DConditionModel, files, "unet", weights_dtype)
-        vae = _load_part(AutoencoderKL, files, "vae", weights_dtype)
+        models = {name: part.skeleton() for name, part in files.parts.items()}
+        text = _build_text(files, models)
+        _check_fit(files, text, models["unet"].config, models["vae"].config)
+        if torch.device(device).type != "meta":
+            models = {name: part.load(weights_dtype) for name, part in files.parts.items()}
+            text = _build_text(files, models, device)
+    unet, vae = models["unet"], models["vae"]
     if files.family.obeys_force_upcast and vae.config.force_upcast and weights_dtype == torch.float16:
-        vae = _load_part(AutoencoderKL, files, "vae", torch.float32)
+        vae = files.parts["vae"].load(torch.float32)
     for model in (unet, vae):
         model.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     if vae_tiling:
@@ -164,10 +217,37 @@ def load_pipeline(
     )
 
 
-def _load_part(model_class: type, files: Checkpoint, name: str, dtype: torch.dtype) -> Any:
-    """The UNet or the VAE, in evaluation mode and without gradients."""
-    settings = {"torch_dtype": dtype, "low_cpu_mem_usage": False}  # the latter would need accelerate
-    return model_class.from_pretrained(files.folder / name, **settings).eval().requires_grad_(False)
+def _build_text(
+    files: Checkpoint, models: Mapping[str, torch.nn.Module], device: torch.device | str = "meta"
+) -> TextConditioner:
+    """The text towers with their tokenizers."""
+    conditioner = files.family.conditioner
+    towers = [models[name].to(device) for name in conditioner.TOWERS]
+    return conditioner.from_towers(files.folder, files.index, towers)
+
+
+def _check_fit(files: Checkpoint, text: TextConditioner, unet: Any, vae: Any) -> None:
+    """Refuse parts, given by their configs, that were not made for each other or for text alone."""
+    rules = {
+        "the UNet's in_channels must be the VAE's latent_channels (an inpainting UNet has more)": (
+            vae.latent_channels,
+            unet.in_channels,
+        ),
+        "the UNet's out_channels must be the VAE's latent_channels": (vae.latent_channels, unet.out_channels),
+        "the UNet's cross_attention_dim must be the width of the text encoder": (
+            text.width,
+            unet.cross_attention_dim,
+        ),
+        "the UNet's addition_embed_type must be its family's": (
+            files.family.addition_embed_type,
+            unet.addition_embed_type,
+        ),
+        "the UNet's num_class_embeds must be unset (an upscaler has them)": (None, unet.num_class_embeds),
+        "the UNet's encoder_hid_dim_type must be unset": (None, unet.encoder_hid_dim_type),
+    }
+    for rule, (wanted, got) in rules.items():
+        if got != wanted:
+            raise ValueError(f"{rule}, {wanted}, got {got} in {str(files.folder)!r}")
 
 
 @contextmanager

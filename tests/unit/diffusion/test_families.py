@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from mflight.diffusion.mosaic import Canvas, denoise_mosaic
 from mflight.diffusion.pipeline import load_pipeline
@@ -63,7 +63,8 @@ def draw_with_stock(checkpoint, output_type, *, guidance_scale=5.0, negative="")
 
 @pytest.mark.parametrize(
     ("family", "guidance_scale", "negative"),
-    [*((family, 5.0, negative) for family in FAMILIES for negative in ("", "sand")), ("sdxl", 1.0, "")],
+    [*((family, 5.0, negative) for family in FAMILIES for negative in ("", "sand")), ("sdxl", 1.0, "")]
+    + [("sd1", scale, "sand") for scale in (0.0, 0.5, 1.0)],  # off, as in stock diffusers
 )
 def test_one_region_is_the_stock_pipeline(checkpoints, family, guidance_scale, negative):
     settings = {"guidance_scale": guidance_scale, "negative": negative}
@@ -72,6 +73,22 @@ def test_one_region_is_the_stock_pipeline(checkpoints, family, guidance_scale, n
     expected = draw_with_stock(checkpoints[family], "latent", **settings)
     torch.testing.assert_close(denoised.latents, expected, rtol=1e-4, atol=1e-4)
     assert denoised.attended_tokens == ((6, 7),)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 8.0])
+def test_a_unet_distilled_with_guidance_is_told_the_scale(checkpoints, tmp_path, guidance_scale):
+    """A latent consistency model: no second half, an embedding of the scale instead."""
+    folder = copy_with_index(checkpoints["sd1"], tmp_path / "lcm")
+    config = UNet2DConditionModel.load_config(folder / "unet") | {"time_cond_proj_dim": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    settings = {"guidance_scale": guidance_scale, "negative": "sand"}
+    (denoised,) = denoise_mosaic(
+        load_pipeline(str(folder)), [canvas(**settings)], num_inference_steps=NUM_STEPS
+    )
+    expected = draw_with_stock(folder, "latent", **settings)
+    torch.testing.assert_close(denoised.latents, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 
@@ -8,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mflight.diffusion.mosaic import Canvas, denoise_mosaic
-from mflight.diffusion.pipeline import load_pipeline
+from mflight.diffusion.pipeline import NotFiniteError, load_pipeline
 from mflight.functional.layout import MosaicLayout
 from mflight.synthesis.request import Prompt
 from tests.unit.diffusion.checkpoint_index import copy_with_index
@@ -193,3 +194,30 @@ def test_scheduler_and_setting_that_do_not_exist_are_refused(tiny_checkpoint):
             load_pipeline(str(tiny_checkpoint), scheduler=wrong)
     with pytest.raises(ValueError, match="DDIMScheduler has no setting 'order'"):
         load_pipeline(str(tiny_checkpoint), scheduler_settings={"order": 2})
+
+
+def test_a_canvas_that_overflows_in_half_precision_is_decoded_in_float32(
+    tiny_checkpoint, tiny_pipeline, caplog
+):
+    pipeline = load_pipeline(str(tiny_checkpoint), dtype="float16")
+    with torch.no_grad():  # finite weights, but what they make of a canvas of ordinary latents is above 65504
+        pipeline.vae.decoder.mid_block.resnets[0].conv2.weight.mul_(500_000)
+    quiet, loud = (
+        1e-3 * torch.ones(1, 3, 4, 4),
+        torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)),
+    )
+    images = pipeline.decode_latents(torch.cat([loud, quiet, loud]))
+    assert torch.equal(images[0], images[2]) and images[0].float().std() > 1
+    full = copy.deepcopy(pipeline.vae).float()
+    with torch.inference_mode():
+        assert not torch.isfinite(pipeline.vae.decode(loud.half() / 0.5).sample).all()
+        exact = (full.decode(loud / 0.5).sample / 2 + 0.5).clamp(0, 1) * 255
+    assert torch.equal(images[:1].permute(0, 3, 1, 2), exact.to(torch.uint8))
+    assert caplog.text.count("the VAE overflows in torch.float16") == 1
+    assert pipeline.vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_in_float32_either_is_no_image(tiny_pipeline, value):
+    with pytest.raises(NotFiniteError, match="must decode latents to finite pixels"):
+        tiny_pipeline.decode_latents(torch.full((1, 3, 4, 4), value))
