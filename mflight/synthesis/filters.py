@@ -20,8 +20,9 @@ RejectionRule = Literal[
     "cut",
     "off_edges",
     "name_too_long",
+    "not_finite",
 ]
-"""The filter's rules; a name that the text encoder cannot hold is never drawn, see ``MosaicSynthesizer``."""
+"""The filter's rules, and last those by which ``MosaicSynthesizer`` drops a whole canvas."""
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 

@@ -14,10 +14,10 @@ from pydantic import ConfigDict, Field, validate_call
 
 from mflight.diffusion.attention import AttentionSettings
 from mflight.diffusion.mosaic import Canvas, DenoisedCanvas, denoise_mosaic
-from mflight.diffusion.pipeline import LatentDiffusion
+from mflight.diffusion.pipeline import LatentDiffusion, NotFiniteError
 from mflight.diffusion.tokens import LostNameError
 from mflight.functional.masks import mask_to_box, rle_encode
-from mflight.synthesis.filters import FilteredCanvas, FilteredRegion, RegionFilter
+from mflight.synthesis.filters import FilteredCanvas, FilteredRegion, RegionFilter, RejectionRule
 from mflight.synthesis.labeler import AttentionLabeler
 from mflight.synthesis.pool.folder import PoolSample
 from mflight.synthesis.request import MosaicRequest
@@ -98,7 +98,8 @@ class MosaicSynthesizer:
         """Draw and label mosaics; each comes out the same whatever else is in the batch.
 
         A request with a name that is too long for the text encoder is not drawn but dropped, by the rule
-        ``name_too_long``: the generator goes on with the next one.
+        ``name_too_long``: the generator goes on with the next one. So is a canvas whose latents, attention or
+        pixels are no finite numbers, by the rule ``not_finite``.
 
         Args:
             requests: what to draw.
@@ -109,7 +110,9 @@ class MosaicSynthesizer:
         lost = {index: names for index, r in enumerate(requests) if any(names := self._lost_names(r))}
         drawn = iter(self._draw([r for index, r in enumerate(requests) if index not in lost]))
         return [
-            self._undrawn(request, lost[index]) if index in lost else next(drawn)
+            self._dropped(request, ["name_too_long" if is_lost else None for is_lost in lost[index]])
+            if index in lost
+            else next(drawn)
             for index, request in enumerate(requests)
         ]
 
@@ -118,21 +121,27 @@ class MosaicSynthesizer:
         with stopwatch.stage("denoise"):
             denoised = self.denoise(requests)
         with stopwatch.stage("decode"):
-            images = [self.decode(canvas) for canvas in denoised]
+            decoded = [self._decode_if_finite(canvas) for canvas in denoised]
         with stopwatch.stage("label"):
-            verdicts = self._judge(requests, images, denoised)
+            triples = zip(requests, decoded, denoised, strict=True)
+            sound = [triple for triple in triples if triple[1] is not None]
+            verdicts = iter(self._judge(*zip(*sound, strict=True)) if sound else ())
         return [
-            MosaicResult(
-                request=request,
-                image=image,
-                regions=_describe_regions(request, verdict),
-                annotations=_annotate(request, verdict),
-                is_kept=verdict.is_kept,
-                seconds=dict(stopwatch.seconds),
-                provenance=self.describe(request),
-            )
-            for request, image, verdict in zip(requests, images, verdicts, strict=True)
+            self._dropped(request, ["not_finite"] * len(request.names), dict(stopwatch.seconds))
+            if image is None
+            else self._result(request, image, next(verdicts), dict(stopwatch.seconds))
+            for request, image in zip(requests, decoded, strict=True)
         ]
+
+    def _decode_if_finite(self, canvas: DenoisedCanvas) -> np.ndarray | None:
+        """The image of a canvas; ``None`` where the model has given what is no finite number."""
+        given = [canvas.latents, *(each for maps in canvas.attention_maps for each in maps)]
+        if not torch.stack([torch.isfinite(tensor).all() for tensor in given]).all():
+            return None
+        try:
+            return self.decode(canvas)
+        except NotFiniteError:
+            return None
 
     def denoise(self, requests: Sequence[MosaicRequest]) -> list[DenoisedCanvas]:
         """Only the first stage: the latents and the attention maps of each request.
@@ -185,15 +194,27 @@ class MosaicSynthesizer:
                 lost.append(True)
         return lost
 
-    def _undrawn(self, request: MosaicRequest, lost: Sequence[bool]) -> MosaicResult:
-        regions = tuple(FilteredRegion(None, "name_too_long" if is_lost else None) for is_lost in lost)
+    def _dropped(
+        self,
+        request: MosaicRequest,
+        rules: Sequence[RejectionRule | None],
+        seconds: dict[str, float] | None = None,
+    ) -> MosaicResult:
+        """The result of a request without an image, with the rule that drops each region."""
+        verdict = FilteredCanvas(tuple(FilteredRegion(None, rule) for rule in rules), is_kept=False)
+        image = np.zeros((*request.layout.canvas_hw, 3), dtype=np.uint8)
+        return self._result(request, image, verdict, seconds or {})
+
+    def _result(
+        self, request: MosaicRequest, image: np.ndarray, verdict: FilteredCanvas, seconds: dict[str, float]
+    ) -> MosaicResult:
         return MosaicResult(
             request=request,
-            image=np.zeros((*request.layout.canvas_hw, 3), dtype=np.uint8),
-            regions=_describe_regions(request, FilteredCanvas(regions, is_kept=False)),
-            annotations=[],
-            is_kept=False,
-            seconds={},
+            image=image,
+            regions=_describe_regions(request, verdict),
+            annotations=_annotate(request, verdict),
+            is_kept=verdict.is_kept,
+            seconds=seconds,
             provenance=self.describe(request),
         )
 

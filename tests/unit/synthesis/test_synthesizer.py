@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hydra.utils import instantiate
 
 from mflight.data.categories import Category
@@ -140,6 +141,32 @@ def test_attention_may_be_given_as_plain_settings(checkpoint):
     assert built.attention == AttentionSettings(
         token_rule="head_noun", blocks=("up",), levels=(0,), stop_evaluation=1
     )
+
+
+def test_a_canvas_of_no_finite_numbers_is_dropped_and_harms_no_other(checkpoint):
+    good, bad = request(0), request(1)
+    (alone,) = build(checkpoint).synthesize([good])
+    synthesizer = build(checkpoint)
+    embeddings = synthesizer.pipeline.text.text_encoders[0].get_input_embeddings()
+    with torch.no_grad():  # a word that only the second request speaks, as a negative prompt
+        tokenizer = synthesizer.pipeline.text.tokenizers[0]
+        embeddings.weight[tokenizer.convert_tokens_to_ids("sand</w>")] = torch.nan
+    first, second = synthesizer.synthesize([good, replace(bad, negative_prompts=("", "sand", "", ""))])
+    assert np.abs(first.image.astype(int) - alone.image.astype(int)).max() <= 1
+    assert first.is_kept and first.annotations
+    assert second.sample() is None and second.annotations == []
+    assert {region["rejected"] for region in second.regions} == {"not_finite"}
+    assert second.seconds.keys() == first.seconds.keys()
+
+
+def test_attention_that_is_not_finite_drops_its_canvas(checkpoint):
+    synthesizer = build(checkpoint)
+    canvases = synthesizer.denoise([request(0)])
+    with torch.inference_mode():  # as where the logits of the words overflow, and the output does not
+        canvases[0].attention_maps[2][0][0, 0] = torch.inf
+    synthesizer.denoise = lambda requests: canvases
+    (result,) = synthesizer.synthesize([request(0)])
+    assert {region["rejected"] for region in result.regions} == {"not_finite"}
 
 
 def test_dropped_canvas_gives_no_sample_but_says_why(checkpoint):
