@@ -1,7 +1,7 @@
 """Fill a pool with mosaics that MiniLVIS's own painter draws: what a perfect generator would give.
 
     python benchmarks/drawn_pool.py POOL_DIR [--count 150] [--seed 5]
-    python train.py synthesis=replay paths.pool_dir=POOL_DIR synthesis.warmup_steps=100
+    python train.py synthesis=replay paths.pool_dir=POOL_DIR
 
 Held against `synthesis=none` and the default job, it parts what the generator's quality costs from what
 mixing itself does. Each canvas has four regions: one rare class in turn, and three of all classes.

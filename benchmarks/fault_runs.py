@@ -42,6 +42,8 @@ LIGHT = [
     "+callbacks.recorder.folder=${paths.run_dir}",
     f"synthesis.max_reuse={CAP}",
     "synthesis.warmup_steps=0",
+    "synthesis.cooldown_ratio=0",
+    "synthesis.mixing=replace",
     "synthesis.synthetic_ratio=0.5",
 ]
 LIGHT_GENERATOR = [

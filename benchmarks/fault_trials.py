@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mflight.data.mixing import MixedBatches
+from mflight.data.share import SyntheticShare
 from mflight.synthesis.pool.folder import PoolReader
 from mflight.synthesis.pool.inspection import find_unacknowledged
 from mflight.synthesis.pool.shards import PoolError
@@ -70,8 +71,7 @@ class LightTrainer:
             real=_BlackImages(),
             sampler=range(10),
             synthetic=self.stream,
-            batch_size=2,
-            synthetic_ratio=0.5,
+            share=SyntheticShare(mixing="replace", batch_size=2, synthetic_ratio=0.5),
             epoch_steps=10**6,
         )
         self._endless = iter(self._batches)

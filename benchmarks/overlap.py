@@ -160,14 +160,23 @@ def compose_config(overrides: list[str], folder: Path) -> Any:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        fixed = ["synthesis.warmup_steps=0", "data.num_workers=0", f"paths.run_dir={folder}"]
+        fixed = [
+            "synthesis.warmup_steps=0",
+            "synthesis.cooldown_ratio=0",
+            "data.num_workers=0",
+            f"paths.run_dir={folder}",
+        ]
         return compose("train", [*fixed, *overrides])
 
 
 def check_ready_samples(cfg: Any, args: argparse.Namespace) -> None:
     """The ready pool must not run out of uses, or its arm would train on real images instead."""
+    from hydra.utils import instantiate
+
     steps = args.warmup_steps + args.blocks * args.block_steps
-    needed = math.ceil(steps * cfg.data.batch_size * cfg.synthesis.synthetic_ratio / cfg.synthesis.max_reuse)
+    share = instantiate(cfg.datamodule.share)
+    num_slots = sum(share.counts(step)[1] for step in range(steps))
+    needed = math.ceil(num_slots / cfg.synthesis.max_reuse)
     if args.ready_samples < needed:
         raise SystemExit(
             f"--ready-samples must be at least {needed} for so many steps, got {args.ready_samples}"

@@ -1,4 +1,4 @@
-"""The house rules that a machine can keep: floors, sizes, names."""
+"""The house rules that a machine can keep: floors, length of functions, names."""
 
 import ast
 import subprocess
@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mflight"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "misc", "base"}
 TOO_LONG = {"build_mask_rcnn"}  # one keyword argument a line: a flat table of settings
@@ -39,8 +38,7 @@ def test_imports_go_down_the_floors():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_is_short_and_named_after_what_it_holds(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < MAX_FILE_LINES
+def test_a_file_is_named_after_what_it_holds(path):
     assert path.stem not in FORBIDDEN_NAMES
     if path.name == "__init__.py":
         assert path.read_text() == ""

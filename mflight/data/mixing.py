@@ -10,8 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from fractions import Fraction
-from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -19,58 +17,14 @@ from pydantic import ConfigDict, Field, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mflight.data.share import SyntheticShare
 from mflight.data.slots import Slot, SlotCounts, SlotDataset, SyntheticSource
 
 _WAIT_STEP_S = 0.05
 
 
-def synthetic_slots(
-    step: int, batch_size: int, synthetic_ratio: float, warmup_steps: int = 0
-) -> tuple[bool, ...]:
-    """Tell which slots of a batch are synthetic: a pure function, so every rank decides alike.
-
-    The share of a step is ``synthetic_ratio``, times ``step / warmup_steps`` before the warm-up ends. A slot
-    is synthetic where the running sum of shares reaches a new whole number, so that any run of slots,
-    wherever it begins, holds its exact share to within one slot.
-
-    Args:
-        step: number of the batch, from 0.
-        batch_size: slots per batch.
-        synthetic_ratio: share of synthetic slots after the warm-up, in [0, 1].
-        warmup_steps: steps until that share is reached.
-
-    Returns:
-        ``batch_size`` flags, True where synthetic.
-
-    Example:
-        >>> synthetic_slots(0, 4, 0.25), synthetic_slots(1, 4, 0.5)
-        ((False, False, False, True), (False, True, False, True))
-    """
-    ratio = Fraction(synthetic_ratio).limit_denominator(10**6)
-    share = ratio * _warmth(step, warmup_steps)
-    before = ratio * batch_size * _warmth_before(step, warmup_steps)
-    marks = [int(before + share * slot) for slot in range(batch_size + 1)]
-    return tuple(later > earlier for earlier, later in pairwise(marks))
-
-
-def num_synthetic_slots(step: int, batch_size: int, synthetic_ratio: float, warmup_steps: int = 0) -> int:
-    """Return how many slots of a batch are synthetic; the arguments are those of ``synthetic_slots``."""
-    return sum(synthetic_slots(step, batch_size, synthetic_ratio, warmup_steps))
-
-
-def _warmth(step: int, warmup_steps: int) -> Fraction:
-    return Fraction(step, warmup_steps) if step < warmup_steps else Fraction(1)
-
-
-def _warmth_before(step: int, warmup_steps: int) -> Fraction:
-    """Return the sum of ``_warmth`` over all steps before ``step``."""
-    warming = min(step, warmup_steps)
-    rising = Fraction(warming * (warming - 1), 2 * warmup_steps) if warming else Fraction(0)
-    return rising + (step - warming)
-
-
 class MixedBatches:
-    """Iterates over batches ``(images, targets)`` with a fixed share of synthetic images; fit for a Trainer.
+    """Iterates over batches ``(images, targets)``, real images first; fit for a Trainer.
 
     Every synthetic slot is filled with what the source gives; when it gives nothing, or what it gave cannot
     be read, a real image fills the slot and a fallback is counted. One pass is one epoch of ``epoch_steps``
@@ -81,12 +35,11 @@ class MixedBatches:
         real: map-style dataset of ``(image, target)``, its augmentation included.
         sampler: yields indices of ``real``, without end or from the start again; with ``state_dict`` and
             ``load_state_dict`` a resumed run goes on with the same images.
+        share: tells how many images of a step are synthetic.
         synthetic: gives synthetic samples; None for real batches only.
-        batch_size: images per batch.
-        synthetic_ratio: share of synthetic slots, in [0, 1].
+        control: real images fill the synthetic slots: the control of an experiment with synthetic ones, of as
+            many images.
         epoch_steps: batches per epoch.
-        warmup_steps: steps over which the share rises from 0.
-        start_step: number of the first batch.
         transforms: called with image and target of each synthetic sample.
         paste: puts synthetic instances into real images instead, see ``SlotDataset``.
         wait: wait for a sample where none is ready, for exact replays; otherwise training never waits.
@@ -95,11 +48,11 @@ class MixedBatches:
         num_workers: processes that read and augment; 0 does it in this one.
         prefetch_factor: batches that each of them prepares ahead.
         pin_memory: put the tensors in page-locked memory.
-        rank: of this training process; only its augmentation differs by it.
+        rank: of this training process.
         seed: of the augmentation.
 
     Raises:
-        ValueError: if there is a share of synthetic slots but no source, or if ``real`` is empty.
+        ValueError: if there is a share of synthetic slots but nothing to fill them, or if ``real`` is empty.
     """
 
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
@@ -108,12 +61,10 @@ class MixedBatches:
         *,
         real: Any,
         sampler: Any,
+        share: SyntheticShare,
         synthetic: SyntheticSource | None = None,
-        batch_size: Annotated[int, Field(ge=1)],
-        synthetic_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0,
+        control: bool = False,
         epoch_steps: Annotated[int, Field(ge=1)],
-        warmup_steps: Annotated[int, Field(ge=0)] = 0,
-        start_step: Annotated[int, Field(ge=0)] = 0,
         transforms: Callable | None = None,
         paste: Callable | None = None,
         wait: bool = False,
@@ -125,20 +76,13 @@ class MixedBatches:
         rank: Annotated[int, Field(ge=0)] = 0,
         seed: int = 0,
     ):
-        if synthetic_ratio > 0 and synthetic is None:
-            raise ValueError(
-                f"synthetic_ratio is {synthetic_ratio} but there is no synthetic source: "
-                "choose one (synthesis=online or replay) or set synthetic_ratio=0"
-            )
+        if share.synthetic_ratio > 0 and synthetic is None and not control:
+            raise ValueError("a share of synthetic images needs a source of them, got synthetic=None")
         if len(real) == 0:
             raise ValueError("the real dataset must hold at least one image, got 0")
         self._real, self._sampler, self._synthetic = real, sampler, synthetic
-        self._batch_size, self._synthetic_ratio, self._warmup_steps = (
-            batch_size,
-            synthetic_ratio,
-            warmup_steps,
-        )
-        self._epoch_steps, self._step = epoch_steps, start_step
+        self._share, self._control = share, control
+        self._epoch_steps, self._step = epoch_steps, 0
         self._wait, self._wait_timeout_s, self._while_waiting = wait, wait_timeout_s, while_waiting
         self._rank, self._seed = rank, seed
         self._loader_settings = {
@@ -202,10 +146,10 @@ class MixedBatches:
         for step in range(first_step, first_step + num_steps):
             plan = _Plan(self._sampler_state())
             self._pending.append(plan)
-            flags = synthetic_slots(step, self._batch_size, self._synthetic_ratio, self._warmup_steps)
-            for slot, is_synthetic in enumerate(flags):
+            num_real, num_synthetic = self._share.counts(step, self._rank)
+            for slot in range(num_real + num_synthetic):
                 draws = random.Random(f"{self._seed}/{self._rank}/{step}/{slot}")
-                plan.slots.append(self._fill(is_synthetic, draws, plan))
+                plan.slots.append(self._fill(slot >= num_real and not self._control, draws, plan))
             yield plan.slots
 
     def _fill(self, is_synthetic: bool, draws: random.Random, plan: "_Plan") -> Slot:

@@ -19,6 +19,7 @@ from mflight.data.instance_paste import ClassScales, InstancePaste
 from mflight.data.lvis import LVISAnnotations, LVISDataset, read_categories
 from mflight.data.mixing import MixedBatches
 from mflight.data.samplers import build_sampler
+from mflight.data.share import SyntheticShare
 from mflight.data.slots import SlotCounts
 from mflight.data.target import Target
 from mflight.data.transforms import EvalTransform, TrainTransform
@@ -34,7 +35,7 @@ class MixedDataModule(L.LightningDataModule):
 
     A training batch is ``(images, targets)``: lists of float32[3, H, W] in [0, 1] and of torchvision targets
     (``mflight.data.target``). It works under any Trainer; the loader shards itself over the ranks. A
-    ``synthetic_ratio`` above 0 without a ``stream`` is a ValueError, and so are ``downscale`` and ``paste``
+    share of synthetic images without a ``stream`` is a ValueError, and so are ``downscale`` and ``paste``
     that would both set the scale of synthetic instances.
 
     Args:
@@ -43,7 +44,7 @@ class MixedDataModule(L.LightningDataModule):
         val_annotations: JSON of the images scored.
         val_images: folder of these images.
         train_transform: augments real and synthetic images.
-        batch_size: images a step, over all ranks.
+        share: images a step over all ranks, and how many of them are synthetic.
         epoch_steps: steps between two validations.
         val_batch_size: images a step of validation, of each rank.
         num_workers: processes that read images for each rank; 0 reads in the trainer's own.
@@ -51,8 +52,7 @@ class MixedDataModule(L.LightningDataModule):
         repeat_threshold: images of classes in a smaller share of the images are repeated; 0 repeats none.
         cache_dir: folder of the annotations' flat arrays.
         prepare: makes the dataset where it is not there yet.
-        synthetic_ratio: share of synthetic images, in [0, 1].
-        warmup_steps: steps over which that share rises from 0.
+        control: real images fill the synthetic slots: the control of as many images.
         stream: opens the pool, given ``categories``, ``rank`` and ``world_size``; ``None``: real images only.
         service: builds what runs the generators; ``None`` draws nothing.
         downscale: makes synthetic images smaller, after ``train_transform``; ``None`` leaves them.
@@ -77,7 +77,7 @@ class MixedDataModule(L.LightningDataModule):
         val_annotations: Path,
         val_images: Path,
         train_transform: TrainTransform,
-        batch_size: Annotated[int, Field(ge=1)] = 16,
+        share: SyntheticShare,
         epoch_steps: Annotated[int, Field(ge=1)] = 5000,
         val_batch_size: Annotated[int, Field(ge=1)] = 1,
         num_workers: Annotated[int, Field(ge=0)] = 4,
@@ -85,8 +85,7 @@ class MixedDataModule(L.LightningDataModule):
         repeat_threshold: Annotated[float, Field(ge=0.0)] = 0.001,
         cache_dir: Path | None = None,
         prepare: Callable[[], Any] | None = None,
-        synthetic_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0,
-        warmup_steps: Annotated[int, Field(ge=0)] = 0,
+        control: bool = False,
         stream: Callable[..., PoolStream] | None = None,
         service: Callable[[], SynthesisService] | None = None,
         downscale: RandomDownscale | None = None,
@@ -100,14 +99,14 @@ class MixedDataModule(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        check_synthesis(synthetic_ratio, stream, downscale, paste)
+        check_synthesis(share.synthetic_ratio, stream or control, downscale, paste)
         self.train_annotations, self.train_images = train_annotations, train_images
         self.val_annotations, self.val_images = val_annotations, val_images
         self._train_transform, self._cache_dir, self._prepare = train_transform, cache_dir, prepare
-        self._batch_size, self._val_batch_size, self._epoch_steps = batch_size, val_batch_size, epoch_steps
+        self._val_batch_size, self._epoch_steps = val_batch_size, epoch_steps
         self._num_workers = num_workers
         self._sampling = {"sampling": sampling, "repeat_threshold": repeat_threshold}
-        self._synthetic_ratio, self._warmup_steps, self._wait = synthetic_ratio, warmup_steps, wait
+        self._share, self._control, self._wait = share, control, wait
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
         self._sharing, self._turn_steps = sharing, turn_steps
         self._downscale, self._seed = downscale, seed
@@ -229,10 +228,7 @@ class MixedDataModule(L.LightningDataModule):
         self.teardown("fit")
 
     def _mix(self, rank: int, world_size: int) -> MixedBatches:
-        if self._batch_size % world_size:
-            raise ValueError(
-                f"data.batch_size={self._batch_size} must be a multiple of the {world_size} training ranks"
-            )
+        share = self._share.over(num_steps=self._num_steps(), num_ranks=world_size)
         train = LVISDataset(
             annotation_file=self.train_annotations,
             image_root=self.train_images,
@@ -248,11 +244,10 @@ class MixedDataModule(L.LightningDataModule):
         return MixedBatches(
             real=train if self._copy_paste is None else CopyPasteDataset(train, self._copy_paste),
             sampler=build_sampler(image_categories, **self._sampling, **place),
+            share=share,
             synthetic=self.stream,
-            batch_size=self._batch_size // world_size,
-            synthetic_ratio=self._synthetic_ratio,
+            control=self._control,
             epoch_steps=self._steps_an_epoch(),
-            warmup_steps=self._warmup_steps,
             transforms=self._synthetic_transform(),
             paste=self._build_paste and self._build_paste(scales=ClassScales.measure(train.annotations)),
             wait=self._wait,
@@ -269,8 +264,16 @@ class MixedDataModule(L.LightningDataModule):
 
     def _steps_an_epoch(self) -> int:
         """Shorten the epoch of a run that has fewer steps, so that it ends with a validation."""
-        max_steps = self.trainer.max_steps if self.trainer is not None else -1
-        return min(self._epoch_steps, max_steps) if max_steps > 0 else self._epoch_steps
+        return min(self._epoch_steps, self._num_steps() or self._epoch_steps)
+
+    def _num_steps(self) -> int | None:
+        """Return the steps of the whole training, or ``None`` if nothing bounds them."""
+        if self.trainer is None:
+            return None
+        max_steps, max_epochs = self.trainer.max_steps, self.trainer.max_epochs or -1
+        bounds = [max_steps] if max_steps > 0 else []
+        bounds += [max_epochs * self._epoch_steps] if max_epochs > 0 else []
+        return min(bounds, default=None)
 
     def _val_dataset(self) -> LVISDataset:
         if self._val is None:

@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 _MAX_LETTERS = 100
-_TELLING_CALLBACKS = ("best", "last", "learning_rate", "synthesis", "panels")
+_TELLING_CALLBACKS = ("best", "last", "learning_rate", "synthesis", "panels", "timer")
 _WHERE_NOT_WHAT = ("paths", "logger", "name", "sweep", "resume_from")
 _WHERE_NOT_WHAT += tuple(f"callbacks.{name}" for name in _TELLING_CALLBACKS)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -35,6 +36,7 @@ def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None =
     rows = _with_train_counts(getattr(module, "per_class", []), data if has_slots else None)
     results = {
         "steps": trainer.global_step,
+        **_training_time(trainer),
         **figures,
         **(slot_figures(data.counts) if has_slots else {}),
         **(generator_figures(data.report) if has_slots and data.report else {}),
@@ -54,6 +56,12 @@ def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None =
         console.print(message, style="bold red", highlight=False)
     for label, place in _places(trainer, run_dir, pool_dir):
         console.print(f"{label:<11} {place}", highlight=False)
+
+
+def _training_time(trainer: L.Trainer) -> dict[str, float]:
+    """Return the seconds of training with its validations, of all parts of a resumed run."""
+    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
+    return {} if timer is None else {"train_s": timer.time_elapsed()}
 
 
 def _places(trainer: L.Trainer, run_dir: Path, pool_dir: Path | None) -> list[tuple[str, str]]:

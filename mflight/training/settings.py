@@ -1,6 +1,7 @@
 """Rules between settings of the data, checked before anything expensive."""
 
 from collections.abc import Callable
+from typing import Any
 
 from mflight.data.downscale import RandomDownscale
 from mflight.data.lvis import LVISAnnotations
@@ -8,7 +9,7 @@ from mflight.data.lvis import LVISAnnotations
 
 def check_synthesis(
     synthetic_ratio: float,
-    stream: Callable | None,
+    source: Any,
     downscale: RandomDownscale | None,
     paste: Callable | None,
 ) -> None:
@@ -16,7 +17,7 @@ def check_synthesis(
 
     Args:
         synthetic_ratio: share of synthetic images.
-        stream: opens the pool.
+        source: of what fills their slots; nothing if it is false.
         downscale: makes synthetic images smaller.
         paste: pastes synthetic instances.
 
@@ -24,7 +25,7 @@ def check_synthesis(
         ValueError: if there is a share without a source, or if both ``downscale`` and ``paste`` would set the
             scale of synthetic instances.
     """
-    if synthetic_ratio > 0 and stream is None:
+    if synthetic_ratio > 0 and not source:
         raise ValueError(
             f"synthesis.synthetic_ratio={synthetic_ratio} needs a source of synthetic images: "
             "choose synthesis=online or synthesis=replay, or set synthesis.synthetic_ratio=0"

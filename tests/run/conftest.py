@@ -25,7 +25,11 @@ SMALL = [
     "callbacks.synthesis.every_n_steps=2",
     "callbacks.panels.every_n_steps=2",
 ]
-SMALL_SYNTHESIS = ["synthesis.warmup_steps=0", "diffusion.synthesizer.num_inference_steps=2"]
+SMALL_SYNTHESIS = [
+    "synthesis.warmup_steps=0",
+    "synthesis.cooldown_ratio=0",
+    "diffusion.synthesizer.num_inference_steps=2",
+]
 NO_SYNTHESIS = ["synthesis=none"]
 LIMIT_S = 400  # of one run on a busy machine; a free one needs a tenth of it
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mflight.dashboard import build_workspace
 from mflight.synthesis.pool.folder import PoolReader
-from tests.run.conftest import SMALL
+from tests.run.conftest import LIMIT_S, SMALL
 from tests.run.wandb_reader import read_wandb_run
 
 pytestmark = pytest.mark.slow
@@ -174,10 +174,15 @@ def test_another_process_drew_the_synthetic_images(default_job):
 
 def test_synthetic_share_is_exact_when_the_trainer_waits(default_job):
     results = default_job.results
-    assert results["synthesis/synthetic_share"] == 0.25
+    assert results["synthesis/synthetic_share"] == 0.2
     assert results["synthesis/fresh"] + results["synthesis/reused"] == 8
     assert results["synthesis/fallback"] == 0
     assert results["messages"] == []
+
+
+def test_results_tell_what_training_and_drawing_cost(default_job, baseline_job):
+    assert 1 < default_job.results["train_s"] < LIMIT_S and 1 < baseline_job.results["train_s"] < LIMIT_S
+    assert 0.1 < default_job.results["synthesis/busy_s"] < LIMIT_S
 
 
 def test_baseline_trains_without_a_generator(baseline_job):
@@ -206,7 +211,12 @@ def test_tensorboard_and_csv_have_the_same_figures_without_wandb(baseline_job):
 def test_replay_trains_from_the_pool_of_another_run(jobs, default_job):
     pool = default_job.run_dir / "pool"
     before = default_job.generator
-    settings = ["synthesis=replay", f"paths.pool_dir={pool}", "synthesis.synthetic_ratio=0.5"]
+    settings = [
+        "synthesis=replay",
+        f"paths.pool_dir={pool}",
+        "synthesis.synthetic_ratio=0.5",
+        "synthesis.cooldown_ratio=0",
+    ]
     job = jobs.finish("replay", *SMALL, "trainer.max_steps=4", *settings)
     assert job.process.returncode == 0, job.output
     assert job.results["synthesis/synthetic_share"] == 0.5

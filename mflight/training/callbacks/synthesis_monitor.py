@@ -118,6 +118,7 @@ def generator_figures(report: ServiceReport) -> dict[str, float]:
         "synthesis/dropped": report.total("dropped"),
         "synthesis/regions": regions,
         "synthesis/rejected_ratio": sum(rejected.values()) / max(1, regions),
+        "synthesis/busy_s": busy_s,
         "synthesis/generator_idle_ratio": idle_s / max(1e-9, busy_s + idle_s),
         "synthesis/pool_bytes": report.total("size_bytes"),
         "synthesis/generators_alive": report.alive,

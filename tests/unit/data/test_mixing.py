@@ -1,10 +1,10 @@
-import random
 import time
 
 import pytest
 import torch
 
-from mflight.data.mixing import MixedBatches, num_synthetic_slots, synthetic_slots
+from mflight.data.mixing import MixedBatches
+from mflight.data.share import SyntheticShare
 
 
 class Numbers:
@@ -85,44 +85,26 @@ def augment(image, target):
     return image, {**target, "draw": torch.rand(()).item()}
 
 
-def batches(source=None, **settings):
-    real = Numbers()
-    defaults = {"batch_size": 4, "synthetic_ratio": 0.25 if source else 0.0, "epoch_steps": 10}
+def batches(source=None, *, share=None, **settings):
+    """Four slots a step, one of them synthetic where there is a source."""
+    share = {
+        "mixing": "replace",
+        "batch_size": 4,
+        "synthetic_ratio": 0.25 if source else 0.0,
+        **(share or {}),
+    }
     return MixedBatches(
-        real=real, sampler=Cycle(), synthetic=source, transforms=augment, **{**defaults, **settings}
+        real=Numbers(),
+        sampler=Cycle(),
+        share=SyntheticShare(**share),
+        synthetic=source,
+        transforms=augment,
+        **{"epoch_steps": 10, **settings},
     )
 
 
 def seen(epoch):
     return [[(target["image_id"], target["draw"]) for target in targets] for _, targets in epoch]
-
-
-@pytest.mark.parametrize("trial", range(20))
-def test_any_thousand_slots_hold_the_exact_share(trial):
-    draws = random.Random(trial)
-    ratio, batch_size = round(draws.random(), draws.randint(1, 3)), draws.randint(1, 17)
-    flags = [flag for step in range(4000 // batch_size) for flag in synthetic_slots(step, batch_size, ratio)]
-    for _ in range(20):
-        start = draws.randrange(len(flags) - 1000)
-        assert abs(sum(flags[start : start + 1000]) - 1000 * ratio) <= 1
-
-
-@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.29, 0.5, 1.0])
-def test_warm_up_rises_linearly_to_the_exact_share(ratio):
-    counts = [num_synthetic_slots(step, 8, ratio, warmup_steps=100) for step in range(300)]
-    assert abs(sum(counts[:100]) - 8 * ratio * 99 / 2) <= 1
-    assert abs(sum(counts[100:]) - 8 * ratio * 200) <= 1
-    assert sum(counts[:20]) <= sum(counts[40:60]) <= sum(counts[80:100])
-    assert max(counts) <= 8 and min(counts) >= 0
-    assert counts[0] == 0
-
-
-def test_slots_do_not_depend_on_what_came_before():
-    assert [synthetic_slots(step, 4, 0.3, 7) for step in (9, 3, 9)] == [
-        synthetic_slots(9, 4, 0.3, 7),
-        synthetic_slots(3, 4, 0.3, 7),
-        synthetic_slots(9, 4, 0.3, 7),
-    ]
 
 
 def test_every_batch_holds_its_share_and_all_is_counted():
@@ -172,18 +154,41 @@ def test_waiting_ends_when_nothing_more_will_come():
 
 
 def test_share_without_a_source_is_refused():
-    with pytest.raises(ValueError, match=r"synthetic_ratio is 0\.25 but there is no synthetic source"):
-        batches(None, synthetic_ratio=0.25)
-    with pytest.raises(ValueError, match=r"1\.5"):
-        batches(Source(), synthetic_ratio=1.5)
+    with pytest.raises(ValueError, match="needs a source of them, got synthetic=None"):
+        batches(None, share={"synthetic_ratio": 0.25})
     with pytest.raises(ValueError, match="got 0"):
-        MixedBatches(real=Numbers(0), sampler=Cycle(), batch_size=1, epoch_steps=1)
+        MixedBatches(real=Numbers(0), sampler=Cycle(), share=SyntheticShare(batch_size=1), epoch_steps=1)
+
+
+def test_added_images_leave_every_real_one_in_its_batch():
+    share = {"mixing": "add", "synthetic_ratio": 0.2}
+    plain, mixed = batches(), batches(Source(), share=share)
+    for (_, real), (_, targets) in zip(plain, mixed, strict=True):
+        assert [target["image_id"] for target in targets[:4]] == [target["image_id"] for target in real]
+        assert [target["is_synthetic"] for target in targets] == [False] * 4 + [True]
+    assert (mixed.counts.real, mixed.counts.fresh) == (40, 10)
+
+
+def test_control_has_as_many_images_at_each_step_and_all_are_real():
+    share = {
+        "mixing": "add",
+        "synthetic_ratio": 0.2,
+        "warmup_steps": 4,
+        "cooldown_ratio": 0.5,
+        "num_steps": 10,
+    }
+    mixed, control = batches(Source(), share=share), batches(share=share, control=True)
+    sizes = [len(images) for images, _ in mixed]
+    assert sizes == [len(images) for images, _ in control] and set(sizes) == {4, 5}
+    assert (control.counts.real, control.counts.synthetic_share) == (sum(sizes), 0.0)
+    assert control.counts.fallback == 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("taken", [3, 10, 14])
 def test_resumed_run_equals_one_that_was_never_stopped(taken, num_workers):
-    settings = {"warmup_steps": 6, "synthetic_ratio": 0.5, "seed": 5}
+    share = {"warmup_steps": 6, "synthetic_ratio": 0.5, "cooldown_ratio": 0.6, "num_steps": 30}
+    settings = {"share": share, "seed": 5}  # 14 lies in the middle of the cool-down
     whole = batches(Source(ready=15, uses=3), **settings)
     expected = [batch for _ in range(3) for batch in seen(whole)]
 
@@ -206,7 +211,7 @@ def test_resumed_run_equals_one_that_was_never_stopped(taken, num_workers):
 
 def test_abandoned_epoch_gives_back_what_was_prefetched():
     source = Source()
-    mixed = batches(source, num_workers=1, synthetic_ratio=1.0)
+    mixed = batches(source, num_workers=1, share={"synthetic_ratio": 1.0})
     for _ in mixed:
         break
     assert sum(source.counts.values()) > 4
@@ -218,13 +223,14 @@ def test_abandoned_epoch_gives_back_what_was_prefetched():
 def test_augmentation_differs_by_slot_rank_and_step_and_leaves_the_global_state_alone():
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first, second = batches(Source()), batches(Source(), rank=1)
+    share = {"batch_size": 8, "num_ranks": 2}
+    first, second = (batches(Source(), share=share, rank=rank) for rank in range(2))
     draws = [draw for mixed in (first, second) for batch in seen(mixed) for _, draw in batch]
     assert len(set(draws)) == len(draws) == 80
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_finite_sampler_without_state_starts_again():
-    mixed = MixedBatches(real=Numbers(), sampler=range(6), batch_size=4, epoch_steps=3)
+    mixed = MixedBatches(real=Numbers(), sampler=range(6), share=SyntheticShare(batch_size=4), epoch_steps=3)
     assert [target["image_id"] for _, targets in mixed for target in targets] == [0, 1, 2, 3, 4, 5] * 2
     assert mixed.state_dict()["sampler"] is None

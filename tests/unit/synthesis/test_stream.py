@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from mflight.data.downscale import RandomDownscale
 from mflight.data.mixing import MixedBatches
+from mflight.data.share import SyntheticShare
 from mflight.data.target import check_target
 from mflight.data.transforms import TrainTransform
 from mflight.synthesis.pool.folder import PoolWriter
@@ -246,8 +247,7 @@ def test_each_use_of_a_sample_has_its_own_scale_and_a_replay_the_same_ones(pool)
             real=Zeros(),
             sampler=range(10),
             synthetic=stream(pool, max_reuse=3, publish=False),
-            batch_size=2,
-            synthetic_ratio=1.0,
+            share=SyntheticShare(mixing="replace", batch_size=2, synthetic_ratio=1.0),
             epoch_steps=12,
             transforms=v2.Compose(
                 [TrainTransform(flip_probability=0.0), RandomDownscale(scale_range=(0.4, 1.0), min_area_px=1)]
@@ -279,8 +279,7 @@ def test_mixed_batches_over_a_pool_resume_as_if_never_stopped(pool):
             real=Zeros(),
             sampler=range(10),
             synthetic=source,
-            batch_size=3,
-            synthetic_ratio=0.5,
+            share=SyntheticShare(mixing="replace", batch_size=3, synthetic_ratio=0.5),
             epoch_steps=20,
         )
 

@@ -1,10 +1,12 @@
 import pytest
 
+from mflight.data.share import SyntheticShare
 from mflight.data.transforms import TrainTransform
 from mflight.minilvis.dataset import MiniLVISSize, build_minilvis
 from mflight.training.datamodule import MixedDataModule
 
 TINY = MiniLVISSize(train_images={"rare": (1, 1), "common": (2, 2), "frequent": (3, 3)}, val_instances=1)
+SHARE = ("mixing", "batch_size", "synthetic_ratio", "warmup_steps", "cooldown_ratio")
 
 
 @pytest.fixture(scope="session")
@@ -23,11 +25,12 @@ def build_datamodule(tiny_world):
             "train_transform": TrainTransform(
                 jitter_range=(0.8, 1.25), crop_hw=(64, 64), flip_probability=0.5
             ),
-            "batch_size": 2,
             "val_batch_size": 2,
             "epoch_steps": 3,
             "num_workers": 0,
         }
-        return MixedDataModule(**{**defaults, **settings})
+        share = {name: settings.pop(name) for name in SHARE if name in settings}
+        share = SyntheticShare(**{"mixing": "replace", "batch_size": 2, **share})
+        return MixedDataModule(**{**defaults, "share": share, **settings})
 
     return build
