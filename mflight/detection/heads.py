@@ -4,7 +4,7 @@ torchvision's ``RoIHeads`` with two switches and a choice of the classification 
 mask a region, the detections of several classes on the same region share the work of the mask branch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,13 +16,12 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 from mflight.detection.loss_weights import SyntheticLosses, weigh_rows
 from mflight.detection.losses import ClassificationLoss
 from mflight.detection.proposals import is_ignored
+from mflight.detection.verification import Verification
 
 _SMOOTH_L1_BETA = 1 / 9  # as in torchvision's fastrcnn_loss
 _MIN_BOX_SIDE_PX = 1e-2
 _MASKS_AT_ONCE = 16  # ground truth masks that are float32 at one time
 _CANDIDATES_PER_DETECTION = 16
-
-Watcher = Callable[[Tensor, list[Tensor], Sequence[Mapping[str, Tensor]]], None]
 
 
 class InstanceHeads(RoIHeads):
@@ -35,8 +34,8 @@ class InstanceHeads(RoIHeads):
     Proposals inside a target's ``ignore_boxes`` that match no instance are not learnt from; without such
     boxes nothing changes.
 
-    ``watchers`` are functions of ``(scores float32[R, C], labels int64[R_i] of each image, targets)``;
-    training calls each at every step with the detached class scores of the sampled regions.
+    Where ``verification`` is set, regions on a synthetic instance that it does not confirm are not learnt
+    from, and neither are those of the background that lie mostly inside of its box.
 
     Args:
         class_agnostic_boxes: one box a region, for all classes.
@@ -63,7 +62,7 @@ class InstanceHeads(RoIHeads):
         self.class_agnostic_masks = class_agnostic_masks
         self.classification_loss = classification_loss
         self.ignore_overlap = ignore_overlap
-        self.watchers: list[Watcher] = []
+        self.verification: Verification | None = None
 
     def forward(
         self,
@@ -103,16 +102,23 @@ class InstanceHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: Sequence[Mapping[str, Tensor]] | None,
     ) -> dict[str, Tensor]:
+        all_targets = targets
+        if self.verification is not None:
+            targets = self.verification.found_only(targets, proposals)
         proposals, matched, labels, offsets = self.select_training_samples(proposals, targets)
         logits, box_regression = self._box_branch(features, proposals, image_shapes)
         weights_of = partial(self.synthetic_losses.image_weights, targets)
         counts = [len(image_labels) for image_labels in labels]
-        logits = weigh_rows(logits, weights_of("classification"), counts)
-        box_regression = weigh_rows(box_regression, weights_of("boxes"), counts)
         positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
         all_labels = torch.cat(labels)
-        for watch in self.watchers:
-            watch(self.classification_loss.scores(logits.detach()), labels, targets)
+        kept = None
+        if self.verification is not None:
+            scores = self.classification_loss.scores(logits.detach())
+            doubted = self.verification.doubted(scores, labels, matched, targets)
+            self.verification.count(all_targets, targets, doubted)
+            kept = torch.cat(list(map(self._without_doubted, proposals, matched, labels, targets, doubted)))
+        logits = weigh_rows(logits, weights_of("classification"), counts, kept)
+        box_regression = weigh_rows(box_regression, weights_of("boxes"), counts, kept)
 
         # only the regions on an object have a mask to learn
         mask_proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
@@ -122,12 +128,30 @@ class InstanceHeads(RoIHeads):
             for target, index in zip(targets, mask_matched, strict=True)
         ]
         mask_logits = self._mask_branch(features, mask_proposals, mask_channels, image_shapes)
-        mask_logits = weigh_rows(mask_logits, weights_of("masks"), [len(boxes) for boxes in mask_proposals])
+        mask_counts = [len(boxes) for boxes in mask_proposals]
+        mask_kept = None if kept is None else kept[all_labels > 0]
+        mask_logits = weigh_rows(mask_logits, weights_of("masks"), mask_counts, mask_kept)
         return {
             "loss_classifier": self.classification_loss(logits, all_labels),
             "loss_box_reg": self._box_loss(box_regression, torch.cat(offsets), all_labels),
             "loss_mask": self._mask_loss(mask_logits, mask_proposals, mask_matched, targets),
         }
+
+    def _without_doubted(
+        self,
+        proposals: Tensor,
+        matched: Tensor,
+        labels: Tensor,
+        target: Mapping[str, Tensor],
+        doubted: Tensor,
+    ) -> Tensor:
+        """Return bool[R]: false on a doubted instance, and for the background inside of its box."""
+        if not len(doubted):
+            return torch.ones_like(labels, dtype=torch.bool)
+        parts = {"ignore_boxes": target["boxes"][doubted]}
+        inside = is_ignored(proposals, parts, self.ignore_overlap)
+        is_out = torch.zeros_like(labels, dtype=torch.bool) if inside is None else inside
+        return ~torch.where(labels > 0, doubted[matched], is_out)
 
     def _box_loss(self, box_regression: Tensor, offsets: Tensor, labels: Tensor) -> Tensor:
         """Smooth L1 over the regions on an object, divided by all sampled regions, as in Fast R-CNN."""

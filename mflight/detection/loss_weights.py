@@ -53,20 +53,29 @@ class SyntheticLosses:
         return None if all(weight == 1.0 for weight in weights) else weights
 
 
-def weigh_rows(rows: Tensor, weights: tuple[float, ...] | None, counts: Sequence[int]) -> Tensor:
+def weigh_rows(
+    rows: Tensor,
+    weights: tuple[float, ...] | None,
+    counts: Sequence[int],
+    kept: Tensor | None = None,
+) -> Tensor:
     """Return the same values; the gradient of each row is multiplied by the weight of its image.
 
     Args:
         rows: float[R, ...], the rows of the first image first.
         weights: of each image, or None to leave all as it is.
         counts: how many rows each image has; they sum to R.
+        kept: bool[R], rows that count at all; None for every one.
 
     Returns:
         float[R, ...].
     """
-    if weights is None:
+    if weights is None and kept is None:
         return rows
-    by_row = torch.repeat_interleave(rows.new_tensor(weights), torch.tensor(counts, device=rows.device))
+    by_image = rows.new_tensor(weights or (1.0,) * len(counts))
+    by_row = torch.repeat_interleave(by_image, torch.tensor(counts, device=rows.device))
+    if kept is not None:
+        by_row = by_row * kept
     return _ScaledGradient.apply(rows, by_row.reshape(-1, *[1] * (rows.ndim - 1)))
 
 

@@ -14,6 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image
 
 from mflight.detection.loss_weights import SyntheticLosses, weigh_rows
+from mflight.detection.verification import Verification
 
 
 class FullPrecisionAnchors(AnchorGenerator):
@@ -41,7 +42,8 @@ class ProposalNetwork(RegionProposalNetwork):
     """torchvision's network, whose loss leaves out the anchors inside the targets' ``ignore_boxes``.
 
     Targets without that key, or with an empty one, give torchvision's numbers to the bit.
-    ``image_sizes`` holds ``(H, W)`` in px of the batch at hand, padding left out.
+    ``image_sizes`` holds ``(H, W)`` in px of the batch at hand, padding left out. Where ``verification`` is
+    set, a synthetic instance without a proposal on it is left out as well, with the anchors inside of it.
 
     Args:
         synthetic_losses: what is learnt from synthetic images.
@@ -56,6 +58,8 @@ class ProposalNetwork(RegionProposalNetwork):
         self.ignore_overlap, self.synthetic_losses = ignore_overlap, synthetic_losses
         self.image_weights: tuple[float, ...] | None = None
         self.image_sizes: list[tuple[int, int]] = []
+        self.verification: Verification | None = None
+        self._proposals: list[Tensor] = []
 
     def forward(
         self,
@@ -67,10 +71,17 @@ class ProposalNetwork(RegionProposalNetwork):
         self.image_sizes = images.image_sizes
         return super().forward(images, features, targets)
 
+    def filter_proposals(self, *args: object) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the proposals of each image and their scores; as torchvision's network does."""
+        self._proposals, scores = super().filter_proposals(*args)
+        return self._proposals, scores
+
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Sequence[Mapping[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each image the labels of its anchors (1, 0, or -1 for left out) and their boxes."""
+        if self.verification is not None:
+            targets = self.verification.found_only(targets, self._proposals)
         labels, matched_boxes = super().assign_targets_to_anchors(anchors, targets)
         self.image_weights = self.synthetic_losses.image_weights(targets, "proposals")
         for image_labels, image_anchors, target, size_hw in zip(

@@ -155,10 +155,6 @@ class PoolStream(IterableDataset):
         if not (self._reader.folder / ref.shard).exists():
             self.num_missed += 1
 
-    def reject(self, sample_ids: Iterable[str]) -> None:
-        """Never hand out these samples again, nor when they come later: training found them wrong."""
-        self._queue.reject(sample_ids)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
         worker = get_worker_info()
         while (ref := self.next_ref()) is not None:

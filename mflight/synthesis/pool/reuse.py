@@ -25,7 +25,6 @@ class ReuseQueue:
         self._refs: dict[str, SampleRef] = {}
         self._uses: dict[str, int] = {}
         self._unreadable: set[str] = set()
-        self._rejected: set[str] = set()
         self._used_of_shard: Counter[str] = Counter()
         self._heap: list[tuple[int, int, str]] = []  # (uses, place among equals, sample_id), old ones left in
 
@@ -57,8 +56,7 @@ class ReuseQueue:
         while self._heap:
             uses, _, sample_id = heapq.heappop(self._heap)
             ref = self._refs.get(sample_id)
-            is_out = sample_id in self._unreadable or sample_id in self._rejected
-            if ref and uses == self._uses.get(sample_id, 0) and not is_out:
+            if ref and uses == self._uses.get(sample_id, 0) and sample_id not in self._unreadable:
                 self._set_uses(sample_id, uses + 1)
                 self._push(sample_id)
                 return ref
@@ -73,10 +71,6 @@ class ReuseQueue:
         """Hand a sample out no more, unless it comes from a new place."""
         if sample_id in self._refs:
             self._unreadable.add(sample_id)
-
-    def reject(self, sample_ids: Iterable[str]) -> None:
-        """Hand samples out no more, wherever they come from, now or later."""
-        self._rejected.update(sample_ids)
 
     def forget(self, sample_ids: Iterable[str]) -> None:
         """Let samples go, with their uses."""

@@ -252,17 +252,3 @@ def test_weights_that_cannot_be_fetched_give_one_clear_error(monkeypatch, tmp_pa
         RuntimeError, match=r"resnet50-0676ba61.pth, which could not be fetched .*weights='none'"
     ):
         build_resnet_fpn(weights="imagenet")
-
-
-def test_the_class_scores_can_be_watched_while_training():
-    seen, model = [], build_tiny()
-    images, targets = draw_shapes()
-    model.roi_heads.watchers.append(lambda scores, labels, targets: seen.append((scores, labels, targets)))
-    losses = model(images, targets)
-    model.eval()(images)
-    ((scores, labels, told),) = seen
-    assert scores.shape == (sum(map(len, labels)), 3) and not scores.requires_grad
-    assert len(labels) == len(told) == len(images) and set(torch.cat(labels).tolist()) == {0, 1, 2, 3}
-    every = torch.cat([1 - scores.sum(dim=1, keepdim=True), scores], dim=1)
-    loss = -every[torch.arange(len(every)), torch.cat(labels)].log().mean()
-    assert loss.item() == pytest.approx(losses["loss_classifier"].item(), rel=1e-3)

@@ -1,4 +1,4 @@
-"""The detector's word against a sample: by hand, and through a real detector, stream and checkpoint."""
+"""The detector's word on synthetic instances, through a real training, stream and pool."""
 
 import functools
 from types import SimpleNamespace
@@ -11,26 +11,12 @@ from mflight.detection.backbones import MiniFPN
 from mflight.detection.mask_rcnn import build_mask_rcnn
 from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.stream import PoolStream
-from mflight.training.callbacks.detector_check import DetectorCheck, strongest_contradiction
+from mflight.training.callbacks.detector_check import DetectorCheck
 from mflight.training.segmentation import InstanceSegmentationModule
 from tests.unit.synthesis.squares import categories, make_sample
+from tests.unit.training.foreign import ForeignModule
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        ([1, 1, 0, 0], 0.5),  # 0.1 and 0.9 of class 2; the background does not count
-        ([2, 2, 0, 0], 0.4),  # 0.7 and 0.1 of class 1
-        ([1, 2, 0, 0], 0.1),
-        ([2, 1, 0, 0], 0.9),  # the label that is spoken against most
-        ([0, 0, 0, 0], 0.0),
-    ],
-)
-def test_contradiction_by_hand(labels, expected):
-    scores = torch.tensor([[0.7, 0.1], [0.1, 0.9], [0.9, 0.1], [0.1, 0.9]])
-    assert strongest_contradiction(scores, torch.tensor(labels)).item() == pytest.approx(expected)
 
 
 def build_module():
@@ -60,36 +46,62 @@ class FromPool(L.LightningDataModule):
         return [image / 255], [target]
 
 
-def fit(pool, max_steps, min_score, resume_from=None):
-    data, check = FromPool(pool), DetectorCheck(min_score=min_score, every_n_steps=3)
+class Recorder(L.Callback):
+    """Notes at the end of each step whether the detector was asked, and what was logged."""
+
+    def __init__(self):
+        self.is_asked, self.ratios = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        heads, network = pl_module.model.roi_heads, pl_module.model.rpn
+        assert heads.verification is network.verification
+        self.is_asked.append(heads.verification is not None)
+        self.ratios.append(trainer.callback_metrics.get("synthesis/unconfirmed_ratio"))
+
+
+def fit(pool, max_steps, resume_from=None, **settings):
+    recorder, module = Recorder(), build_module()
+    check = DetectorCheck(every_n_steps=2, **settings)
     trainer = L.Trainer(
-        max_steps=max_steps, accelerator="cpu", callbacks=[check], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_steps=max_steps, accelerator="cpu", callbacks=[check, recorder], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    module = build_module()
-    trainer.fit(module, datamodule=data, ckpt_path=resume_from)
-    assert module.model.roi_heads.watchers == []
-    return data, trainer
+    trainer.fit(module, datamodule=FromPool(pool), ckpt_path=resume_from)
+    assert module.model.roi_heads.verification is module.model.rpn.verification is None
+    return recorder, trainer
 
 
-def test_what_the_detector_takes_for_something_else_is_used_no_more_also_after_a_resume(tmp_path):
+@pytest.fixture
+def pool(tmp_path):
     with PoolWriter(tmp_path / "pool", "w0") as writer:
         for index in range(4):
             writer.append(make_sample(index), index=index)
-    kept, _ = fit(tmp_path / "pool", 4, min_score=1.0)
-    assert kept.stream.next_ref() is not None
-    data, trainer = fit(
-        tmp_path / "pool", 3, min_score=1e-6
-    )  # an untrained detector gives each class a little
-    left = data.stream.next_ref()
-    assert left.sample_id == "7-00000003" and data.stream.next_ref().sample_id == left.sample_id
+    return tmp_path / "pool"
+
+
+def test_the_detector_is_asked_from_a_step_on_also_after_a_resume(tmp_path, pool):
+    first, trainer = fit(pool, 3, min_score=1.0, from_step=2)
+    assert first.is_asked == [False, False, True]
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    data, _ = fit(tmp_path / "pool", 5, min_score=1e-6, resume_from=tmp_path / "last.ckpt")
-    assert data.stream.num_used == 1  # the only one left, at both steps
+    resumed, _ = fit(pool, 5, tmp_path / "last.ckpt", min_score=1.0, from_step=4)
+    assert resumed.is_asked == [False, True]
 
 
-def test_it_refuses_to_judge_images_with_real_instances_beside_generated_ones():
+def test_the_share_that_was_left_out_is_logged(pool):
+    for min_score, expected in ((1.0, 1.0), (0.0, 0.0)):
+        recorder, _ = fit(pool, 4, min_score=min_score, min_iou=0.0)
+        assert recorder.ratios[1] == recorder.ratios[3] == expected
+    off, _ = fit(pool, 2)
+    assert off.is_asked == [False, False] and off.ratios == [None, None]
+
+
+def test_it_refuses_what_it_cannot_judge():
     trainer = SimpleNamespace(datamodule=SimpleNamespace(pastes_instances=True))
     DetectorCheck(min_score=None).setup(trainer, None, "fit")
     with pytest.raises(ValueError, match=r"detector_check\.min_score=0\.9 must be null with synthesis/paste"):
         DetectorCheck(min_score=0.9).setup(trainer, None, "fit")
+    trainer = SimpleNamespace(datamodule=None)
+    with pytest.raises(ValueError, match=r"min_score=0\.1 needs a detector of build_mask_rcnn, got Foreign"):
+        DetectorCheck(min_score=0.1).setup(trainer, ForeignModule(), "fit")
+    with pytest.raises(ValueError, match=r"input_value=1\.5"):
+        DetectorCheck(min_score=1.5)
