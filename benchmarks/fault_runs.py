@@ -49,7 +49,7 @@ LIGHT = [
 LIGHT_GENERATOR = [
     "synthesis.service.min_free_bytes=0",
     f"synthesis.service.high_water={HIGH_WATER}",
-    "+datamodule.service_poll_s=0.1",
+    "datamodule.service_poll_s=0.1",
     "~diffusion.synthesizer",
 ]
 
@@ -123,7 +123,7 @@ def _train(argv: list[str], output: Path) -> None:
 
 def trainer_killed(folder: Path, world: Path, draws: random.Random, number: int) -> Outcome:
     """SIGKILL a training at any moment, and resume it."""
-    overrides = [*LIGHT_GENERATOR, light_synthesizer(seconds=0.02), "+trainer.limit_val_batches=1"]
+    overrides = [*LIGHT_GENERATOR, light_synthesizer(seconds=0.02), "trainer.limit_val_batches=1"]
     killed = Run(folder / "killed", world, overrides)
     if draws.random() < 0.1:
         time.sleep(draws.uniform(0.0, 3.0))
@@ -188,10 +188,10 @@ def dead_generator_on_two_ranks(folder: Path, world: Path, draws: random.Random,
     overrides = [
         *LIGHT_GENERATOR,
         light_synthesizer(error_at=error_at),
-        "+synthesis.service.max_restarts=0",
+        "synthesis.service.max_restarts=0",
         "trainer.devices=2",
         f"synthesis.wait={str(wait).lower()}",
-        "+trainer.limit_val_batches=1",
+        "trainer.limit_val_batches=1",
     ]
     run = Run(folder / "two_ranks", world, overrides, num_steps)
     exit_code = run.wait()

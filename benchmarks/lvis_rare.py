@@ -116,7 +116,7 @@ def overrides(data: Path, run_dir: Path, options: argparse.Namespace) -> list[st
         "data.num_workers=0",
         f"data.epoch_steps={options.steps}",
         f"data.transform.short_sides_px=[{options.side_px}]",
-        f"+model.min_size={options.side_px}",
+        f"model.min_size={options.side_px}",
         "model.backbone.weights=none",
         f"optim.optimizer.lr={0.02 * options.batch_size / 16}",
         "optim.lr_schedule.warmup_steps=10",
@@ -127,7 +127,7 @@ def overrides(data: Path, run_dir: Path, options: argparse.Namespace) -> list[st
         "trainer.log_every_n_steps=1",
         "synthesis.warmup_steps=0",
         "synthesis.synthetic_ratio=0.25",
-        "+diffusion.synthesizer.region_filter.rescue=true",  # these classes are new to it: keep what it can
+        "diffusion.synthesizer.region_filter.rescue=true",  # these classes are new to it: keep what it can
         "callbacks.last.every_n_train_steps=10",
         "callbacks.synthesis.every_n_steps=5",
         f"hydra.run.dir={run_dir}",

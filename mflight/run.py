@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from mflight.training.checkpoint_io import SafeCheckpointIO
 from mflight.training.console import build_progress_bar, calm_lightning
@@ -58,7 +58,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     datamodule: MixedDataModule = instantiate(cfg.datamodule)
     datamodule.check_files()
     devices = split.trainer_devices if isinstance(split.trainer_devices, int) else list(split.trainer_devices)
-    if must_launch_ranks(num_ranks := devices if isinstance(devices, int) else len(devices)):
+    num_ranks = devices if isinstance(devices, int) else len(devices)
+    if must_launch_ranks(num_ranks, cfg.trainer.num_nodes):
         cfg.trainer.devices = devices
         return launch_ranks(cfg, num_ranks)
     module = instantiate(cfg.module)
@@ -139,7 +140,7 @@ def _remember_pool(cfg: DictConfig) -> None:
 def _split(cfg: DictConfig) -> DeviceSplit:
     """Divide the devices, and write down who draws where."""
     split = split_devices(
-        num_gpus=torch.cuda.device_count(),
+        num_gpus=_count_gpus(cfg.trainer.accelerator),
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         global_batch_size=cfg.data.batch_size,
         needs_synthesis=cfg.synthesis.get("service") is not None and cfg.synthesis.devices != [],
@@ -154,6 +155,16 @@ def _split(cfg: DictConfig) -> DeviceSplit:
     return split
 
 
+def _count_gpus(accelerator: str) -> int:
+    """Return how many GPUs may be used: those of this host, none under ``trainer.accelerator=cpu``."""
+    num_gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
+    if accelerator not in ("auto", "cpu", "gpu") or (accelerator == "gpu" and not num_gpus):
+        raise ValueError(
+            f"trainer.accelerator must be auto, cpu or gpu, got {accelerator} on {num_gpus} GPUs"
+        )
+    return num_gpus
+
+
 def _plain(choice: Any) -> Any:
     return OmegaConf.to_container(choice) if OmegaConf.is_config(choice) else choice
 
@@ -164,12 +175,11 @@ def _share_device(cfg: DictConfig, device: str) -> None:
     if sharing not in get_args(Sharing):
         raise ValueError(f"synthesis.single_gpu must be one of {get_args(Sharing)}, got {sharing!r}")
     cfg.synthesis.sharing = sharing
-    with open_dict(cfg.synthesis.service):
-        if sharing == "take_turns":
-            cfg.synthesis.service.takes_turns = True
-        else:
-            cfg.synthesis.service.num_samples = cfg.synthesis.fill_samples
-            cfg.synthesis.service.high_water = None  # nobody uses a sample meanwhile
+    if sharing == "take_turns":
+        cfg.synthesis.service.takes_turns = True
+    else:
+        cfg.synthesis.service.num_samples = cfg.synthesis.fill_samples
+        cfg.synthesis.service.high_water = None  # nobody uses a sample meanwhile
     _say_cost(cfg, device)
 
 

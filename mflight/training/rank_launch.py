@@ -22,9 +22,24 @@ CONFIG_FILE = "rank_config.yaml"
 logger = logging.getLogger(__name__)
 
 
-def must_launch_ranks(num_ranks: int) -> bool:
-    """Return whether this process is to start the ranks, and is not one that torchrun or srun has started."""
+def must_launch_ranks(num_ranks: int, num_nodes: int) -> bool:
+    """Return whether this process is to start the ranks, and is not one that torchrun or srun has started.
+
+    Args:
+        num_ranks: of this host.
+        num_nodes: hosts that train together.
+
+    Returns:
+        True for the process of a user, False for a rank and where there is one rank only.
+
+    Raises:
+        ValueError: if other hosts are to train too and nothing has started this process as one of them.
+    """
     is_rank = "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if num_nodes > 1 and not is_rank:
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes} needs torchrun or srun to start train.py on each host"
+        )
     return num_ranks > 1 and not is_rank
 
 

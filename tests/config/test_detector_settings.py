@@ -40,7 +40,7 @@ def test_the_baseline_has_detectron2s_settings_for_lvis():
 
 
 def test_a_deeper_backbone_learns():
-    few = ["+model.rpn_post_nms_top_n_train=100", "+model.box_batch_size_per_image=32"]
+    few = ["model.rpn_post_nms_top_n_train=100", "model.box_batch_size_per_image=32"]
     torch.manual_seed(0)
     model = instantiate(compose_with([*BASELINE, "model=mask_rcnn_r101_fpn", *few]).model)
     assert [len(model.backbone.body[f"layer{stage}"]) for stage in (1, 2, 3, 4)] == [3, 4, 23, 3]

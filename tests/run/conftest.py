@@ -19,7 +19,7 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 SMALL = [
     "trainer.max_steps=8",
     "trainer.log_every_n_steps=1",
-    "+trainer.limit_val_batches=2",
+    "trainer.limit_val_batches=2",
     "data.epoch_steps=4",
     "callbacks.last.every_n_train_steps=2",
     "callbacks.synthesis.every_n_steps=2",
@@ -131,7 +131,7 @@ def jobs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def default_job(jobs):
     """The default job, waiting for its synthetic images, run to its end once for all tests."""
-    shown = "+callbacks.panels.min_score=0.0"  # after eight steps nothing is sure
+    shown = "callbacks.panels.min_score=0.0"  # after eight steps nothing is sure
     return jobs.finish("default", *SMALL, *SMALL_SYNTHESIS, "synthesis.wait=true", shown)
 
 

@@ -43,7 +43,7 @@ def squares(folder, **synthesizer):
         "seed=7",
         "synthesis.devices=[cpu]",
         "synthesis.num_threads=1",
-        "+synthesis.service.backoff_s=0",
+        "synthesis.service.backoff_s=0",
         "~synthesis.planner",
         f"+synthesis.planner={to_override(PLANNER)}",
         "~diffusion.synthesizer",
@@ -158,8 +158,8 @@ def test_mosaics_are_the_same_in_a_batch_as_one_by_one(tmp_path):
         "diffusion.batch_size=3",
         "diffusion.synthesizer.num_inference_steps=2",
         "diffusion.synthesizer.pipeline.dtype=float32",  # in bfloat16 the kernel of a batch shows
-        "+diffusion.synthesizer.region_filter.rescue=true",
-        "+synthesis.service.image_format=png",
+        "diffusion.synthesizer.region_filter.rescue=true",
+        "synthesis.service.image_format=png",
     ]
     figures = here(overrides)
     assert figures["kept"] + figures["dropped"] == 3

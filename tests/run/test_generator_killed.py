@@ -19,7 +19,7 @@ def test_killed_generator_is_told_of_and_training_ends_well(jobs):
         "trainer.max_steps=12",
         "synthesis.wait=true",
         "synthesis.max_reuse=1",  # each step needs one new sample, so the generator must come back
-        "+synthesis.service.backoff_s=0.1",
+        "synthesis.service.backoff_s=0.1",
     )
     job.wait_until(lambda: job.generator.accepted > 0)
     first = job.generator
@@ -41,8 +41,8 @@ def test_generator_that_does_not_come_back_leaves_real_images(jobs):
         *SMALL,
         *SMALL_SYNTHESIS,
         "synthesis.max_reuse=1",
-        "+synthesis.service.max_restarts=0",
-        "+datamodule.service_poll_s=0.1",
+        "synthesis.service.max_restarts=0",
+        "datamodule.service_poll_s=0.1",
     )
     job.wait_until(lambda: job.generator.pid > 0)
     os.kill(job.generator.pid, signal.SIGKILL)

@@ -23,8 +23,8 @@ from tests.run.wandb_reader import read_wandb_run
 
 pytestmark = pytest.mark.slow
 
-TINY = [*SMALL, "trainer.max_steps=1", "+trainer.limit_val_batches=1"]
-TINY.remove("+trainer.limit_val_batches=2"), TINY.remove("trainer.max_steps=8")
+TINY = [*SMALL, "trainer.max_steps=1", "trainer.limit_val_batches=1"]
+TINY.remove("trainer.limit_val_batches=2"), TINY.remove("trainer.max_steps=8")
 AVERAGED = [  # in 16 bits, with a loss that counts, validated with averaged weights
     "synthesis=none",
     "seed=4",

@@ -42,8 +42,9 @@ def describe_settings(
 def keep_settings(folder: Path, seed: int, settings: Mapping[str, Any], *, is_new: bool) -> None:
     """Note what a pool is drawn with, or compare it with what was noted.
 
-    A key that one of both lacks has the default of the constructor that takes it: so a setting that a newer
-    version has learnt does not stop an older pool, and one that it has no more neither.
+    A key that one of both lacks has the default of the constructor that takes it, and a node that one of both
+    lacks is of the same class: so a setting that a newer version has learnt does not stop an older pool, and
+    one that it has no more neither.
 
     Args:
         folder: the pool folder.
@@ -57,10 +58,11 @@ def keep_settings(folder: Path, seed: int, settings: Mapping[str, Any], *, is_ne
     path = folder / SETTINGS_FILE
     by_seed = read_json(path) or {}
     before = settings if is_new else by_seed.get(str(seed), settings)
-    for key in sorted(settings.keys() | before.keys()):
+    known = {**before, **settings}
+    for key in sorted(known):
         if key.startswith(_OF_OLDER_VERSIONS):
             continue
-        then, now = (one[key] if key in one else _default_of(key, settings) for one in (before, settings))
+        then, now = (one[key] if key in one else _default_of(key, known) for one in (before, settings))
         if then != now:
             raise ValueError(
                 f"pool {folder} was drawn with {key}={then} under seed {seed}, now it is {now}: name another "
@@ -101,10 +103,12 @@ def _name_hash(digest: Any) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _default_of(key: str, settings: Mapping[str, Any]) -> Any:
+def _default_of(key: str, known: Mapping[str, Any]) -> Any:
     """What the constructor of a node takes for a key that is not set; None where it is not known."""
     node, _, name = key.rpartition(".")
-    target = settings.get(f"{node}._target_")
+    if name == "_target_":
+        return None if node in known else known[key]
+    target = known.get(f"{node}._target_")
     parameter = inspect.signature(get_object(target)).parameters.get(name) if target else None
     if parameter is None or parameter.default is inspect.Parameter.empty:
         return None

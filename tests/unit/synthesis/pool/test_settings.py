@@ -86,6 +86,19 @@ def test_a_key_that_one_side_lacks_has_its_default(tmp_path):
         keep_settings(tmp_path, 7, settings(labeler=LABELER, unheard_of=1), is_new=False)
 
 
+def test_a_node_that_one_side_lacks_is_the_default_one(tmp_path):
+    node = {"_target_": "mflight.diffusion.attention.AttentionSettings", "token_rule": "name"}
+    old, new = settings(), settings(attention={**node, "blocks": ["down", "up"]})
+    for before, after in ((old, new), (new, old)):
+        keep_settings(tmp_path, 7, before, is_new=True)
+        keep_settings(tmp_path, 7, after, is_new=False)
+    with pytest.raises(ValueError, match=r"attention\.token_rule=name under seed 7, now it is last"):
+        keep_settings(tmp_path, 7, settings(attention={**node, "token_rule": "last"}), is_new=False)
+    keep_settings(tmp_path, 8, settings(refiner=None), is_new=True)
+    with pytest.raises(ValueError, match=r"refiner\._target_=None under seed 8, now it is a\.Refiner"):
+        keep_settings(tmp_path, 8, settings(refiner={"_target_": "a.Refiner"}), is_new=False)
+
+
 def test_a_pool_with_the_removed_demand_rule_goes_on(tmp_path):
     node = {"_target_": "mflight.synthesis.planner.CategoryPlanner", "rule": "published"}
     old = settings(planner={**node, "demand_rule": {"_target_": "gone.DemandRule", "rarity_power": 0.5}})
