@@ -57,6 +57,7 @@ def start(folder, world):
         "synthesis=replay",
         f"paths.pool_dir={folder / 'pool'}",
         "data.repeat_threshold=0",
+        "synthesis.background_loss=true",  # so few steps then leave an AP that is not 0
         *EVERY_CHECKPOINT,
     ]
     return lambda name, *more: Run(folder / name, world, [*settings, *more], NUM_STEPS)

@@ -1,0 +1,42 @@
+import numpy as np
+import torch
+
+from mflight.minilvis.patch_codes import to_unit
+from mflight.minilvis.segmenter import Segmenter, draw_labeled_scene, train_segmenter
+from mflight.minilvis.species import SPECIES
+
+
+class Painted(Segmenter):
+    """Sees foreground where an image is bright."""
+
+    def classes(self, image):
+        return (image[..., 0] > 128).astype(np.int64)
+
+
+def test_it_finds_the_largest_object_in_a_box_and_a_little_beyond():
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    image[4:12, 4:12] = 255  # the object
+    image[4:6, 14:16] = 255  # a fragment beside it
+    image[20:30, 20:30] = 255  # another object
+    boxes = np.array([[7, 4, 12, 12], [20, 20, 30, 30], [0, 16, 8, 31]], dtype=float)
+    first, second, nothing = Painted().find(image, boxes)
+    assert first.sum() == 8 * 7 and first[4:12, 5:12].all()  # 2 px to the left of its box, no more
+    assert second.sum() == 100 and second[20:30, 20:30].all()
+    assert not nothing.any()
+
+
+def test_scenes_tell_the_class_of_every_pixel():
+    draws = np.random.default_rng(0)
+    for _ in range(5):
+        image, classes = draw_labeled_scene(draws)
+        assert image.shape == (128, 128, 3) and classes.shape == (128, 128)
+        assert 1 <= len(np.unique(classes)) - 1 <= 5 and classes.max() <= len(SPECIES)
+
+
+def test_training_teaches_it_to_tell_objects_from_background():
+    segmenter, draws = train_segmenter(num_steps=25, batch_size=4), np.random.default_rng(9)
+    images, classes = zip(*(draw_labeled_scene(draws) for _ in range(8)), strict=True)
+    with torch.no_grad():
+        background = segmenter(to_unit(np.stack(images))).softmax(dim=1)[:, 0].numpy()
+    is_object = np.stack(classes) > 0
+    assert background[is_object].mean() < background[~is_object].mean() - 0.1
