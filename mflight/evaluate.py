@@ -89,6 +89,7 @@ def evaluate_checkpoint(
     max_detections: int = 300,
     devices: int | str = 1,
     overrides: list[str] | None = None,
+    prior_tau: float | None = None,
 ) -> Figures:
     """Validate a checkpoint on the validation images of its run, and write the figures.
 
@@ -101,6 +102,7 @@ def evaluate_checkpoint(
         max_detections: how many detections of an image count.
         devices: ranks that share the images, or ``"auto"``.
         overrides: ``key=value`` of the run's config.
+        prior_tau: see ``validate_checkpoint``.
 
     Returns:
         As ``evaluate``; empty on all ranks but the first.
@@ -112,7 +114,11 @@ def evaluate_checkpoint(
     from mflight.training.validation import validate_checkpoint
 
     figures, rows = validate_checkpoint(
-        checkpoint=checkpoint, overrides=overrides or [], max_detections=max_detections, devices=devices
+        checkpoint=checkpoint,
+        overrides=overrides or [],
+        max_detections=max_detections,
+        devices=devices,
+        prior_tau=prior_tau,
     )
     if figures:
         _write(figures, rows, output, per_class)
@@ -260,6 +266,7 @@ def answer(cfg: DictConfig) -> Figures:
             max_detections=cfg.max_detections,
             devices=cfg.devices,
             overrides=overrides,
+            prior_tau=cfg.prior_tau,
             **files,
         )
     if cfg.segmenter is None:

@@ -34,6 +34,9 @@ class InstanceHeads(RoIHeads):
     Proposals inside a target's ``ignore_boxes`` that match no instance are not learnt from; without such
     boxes nothing changes.
 
+    ``class_shift`` float32[C], where it is set, is added to the class logits in evaluation, see
+    :class:`mflight.detection.prior_correction.PriorCorrection`.
+
     Where ``verification`` is set, regions on a synthetic instance that it does not confirm are not learnt
     from, and neither are those of the background that lie mostly inside of its box.
 
@@ -63,6 +66,7 @@ class InstanceHeads(RoIHeads):
         self.classification_loss = classification_loss
         self.ignore_overlap = ignore_overlap
         self.verification: Verification | None = None
+        self.class_shift: Tensor | None = None
 
     def forward(
         self,
@@ -181,6 +185,8 @@ class InstanceHeads(RoIHeads):
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         logits, box_regression = self._box_branch(features, proposals, image_shapes)
+        if self.class_shift is not None:
+            logits = self.classification_loss.shift_classes(logits, self.class_shift)
         counts = [len(boxes) for boxes in proposals]
         decoded = self.box_coder.decode(box_regression, proposals)  # [0, 4] where no image has a proposal
         decoded = decoded.reshape(len(box_regression), box_regression.shape[1] // 4, 4)

@@ -35,7 +35,7 @@ class ClassificationLoss(nn.Module, ABC):
     """What all of them have in common.
 
     ``loss(logits float32[R, num_logits], labels int64[R])`` is a scalar, 0 without regions; a label is 0 for
-    the background, else ``1..C``.
+    the background, else ``1..C``. The last ``C`` logits are those of the classes.
 
     Args:
         num_classes: ``C``, without the background.
@@ -49,6 +49,10 @@ class ClassificationLoss(nn.Module, ABC):
     @abstractmethod
     def scores(self, logits: Tensor) -> Tensor:
         """Return float32[R, C] in [0, 1], the score of each class, of float32[R, num_logits]."""
+
+    def shift_classes(self, logits: Tensor, shift: Tensor) -> Tensor:
+        """Return the logits with float32[C] added to those of the classes; the background's stay."""
+        return logits + F.pad(shift.to(logits), (self.num_logits - self.num_classes, 0))
 
     def initial_bias(self) -> Tensor | None:
         """Return float32[num_logits], the classifier's bias before training; ``None``: torch's own start."""

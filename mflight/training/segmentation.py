@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mflight.data.categories import Categories
 from mflight.data.target import Target
+from mflight.detection.heads import InstanceHeads
+from mflight.detection.prior_correction import PriorCorrection
 from mflight.detection.results import predictions_to_rle
 from mflight.evaluation.lvis_ap import LVISEvaluator
-from mflight.training.rank_batches import gather_from_ranks, rank_and_world_size
+from mflight.training.rank_batches import gather_from_ranks, rank_and_world_size, sum_over_ranks
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -42,6 +45,11 @@ class InstanceSegmentationModule(L.LightningModule):
         optimizer: called with the parameters that are trained.
         lr_schedule: called with the optimizer, stepped once a training step; ``None`` keeps the rate.
         evaluator: called before training or validation begins, when the annotations are there.
+        prior_correction: of the class scores in validation; ``None`` or a ``tau`` of 0 leaves them. It needs
+            a detector of ``build_mask_rcnn``, and a datamodule with ``train_categories``.
+
+    Raises:
+        ValueError: if ``lr_schedule`` breaks its rule, or if there are no class scores to correct.
     """
 
     def __init__(
@@ -51,6 +59,7 @@ class InstanceSegmentationModule(L.LightningModule):
         optimizer: Callable[..., Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
         evaluator: Callable[[], LVISEvaluator] | None = None,
+        prior_correction: PriorCorrection | None = None,
     ):
         super().__init__()
         self.model = model
@@ -63,6 +72,18 @@ class InstanceSegmentationModule(L.LightningModule):
         self.validated_at_step: int | None = None
         self._best: dict[str, float] = {}
         self._random_state: dict[str, Tensor] | None = None
+        self._prior = prior_correction if prior_correction is not None and prior_correction.tau else None
+        if self._prior is not None and self._heads is None:
+            raise ValueError(
+                f"module.prior_correction.tau={self._prior.tau} needs a detector of build_mask_rcnn, "
+                f"got {type(model).__name__}"
+            )
+        num_classes = self._heads.classification_loss.num_classes if self._heads else 0
+        self._class_counts = torch.zeros(num_classes, dtype=torch.float64)
+
+    @property
+    def _heads(self) -> InstanceHeads | None:  # not an attribute: torch would list its weights twice
+        return next((part for part in self.model.modules() if isinstance(part, InstanceHeads)), None)
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Return the detections of each image; ``images`` are float32[3, H, W] in [0, 1]."""
@@ -81,6 +102,7 @@ class InstanceSegmentationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the detector's losses; one that is not finite ends the training with its name."""
         images, targets = batch
+        self._count_classes(targets)
         losses = self.model(images, targets)
         total = sum(losses.values())
         if not math.isfinite(total.detach().item()):
@@ -107,6 +129,8 @@ class InstanceSegmentationModule(L.LightningModule):
         if self._evaluator is None:
             raise ValueError("validation needs an evaluator, got evaluator=None")
         self._evaluator.reset()
+        if self._prior is not None and not self.trainer.sanity_checking:
+            self.correct_prior(self.trainer.datamodule.train_categories)
         self.validated_at_step = self.global_step
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
@@ -139,9 +163,28 @@ class InstanceSegmentationModule(L.LightningModule):
                 self.log(key, torch.tensor(self._best[key], dtype=torch.float32), sync_dist=True)
         self._evaluator.reset()
 
+    def correct_prior(self, categories: Categories) -> None:
+        """Let the detector score for the prior that is wanted, from now on; all ranks call it together.
+
+        Args:
+            categories: with the instances of each class in the training annotations.
+
+        Raises:
+            ValueError: if nothing is known of what the detector was trained on.
+        """
+        trained = sum_over_ranks(self._class_counts.to(self.device))
+        if not trained.any():
+            raise ValueError(
+                f"module.prior_correction.tau={self._prior.tau} needs to know the classes trained on, "
+                "this checkpoint was written by a version that did not count them"
+            )
+        real = torch.tensor([float(one.instance_count) for one in categories])
+        self._heads.class_shift = self._prior.shift(real.to(trained), trained)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the best figures, and the random state of each rank; rank 0 alone writes the file."""
         checkpoint["best_figures"] = dict(self._best)
+        checkpoint["class_counts"] = sum_over_ranks(self._class_counts.to(self.device)).cpu()
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -151,6 +194,8 @@ class InstanceSegmentationModule(L.LightningModule):
         """Remember this rank's random state until training goes on, and the best figures."""
         self._best = dict(checkpoint.get("best_figures", {}))
         states, (rank, _) = checkpoint.get("random_state", {}).get("ranks", []), rank_and_world_size()
+        if rank == 0:  # the others go on from 0, for their sum is kept
+            self._class_counts = checkpoint.get("class_counts", self._class_counts)
         self._random_state = states[rank] if rank < len(states) else None
 
     def on_train_start(self) -> None:
@@ -160,6 +205,18 @@ class InstanceSegmentationModule(L.LightningModule):
             torch.set_rng_state(state["cpu"].cpu())
         if "cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+    def _count_classes(self, targets: list[Target]) -> None:
+        """Count the instances that are trained on, those of an image by its weight in the classification."""
+        if self._heads is None:
+            return
+        weights = self._heads.synthetic_losses.image_weights(targets, "classification") or [1.0] * len(
+            targets
+        )
+        self._class_counts = self._class_counts.to(self.device)
+        for target, weight in zip(targets, weights, strict=True):
+            labels = target["labels"].to(self.device)
+            self._class_counts.index_add_(0, labels - 1, torch.full_like(labels, weight, dtype=torch.float64))
 
     def _score(self) -> dict[str, dict[str, float]]:
         """Let rank 0 score the detections of all ranks, and tell the figures to the others."""

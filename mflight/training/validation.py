@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from mflight.training.console import calm_lightning
 from mflight.training.run_folder import find_checkpoint, load_run_config
 
+_PRIOR_CORRECTION = "mflight.detection.prior_correction.PriorCorrection"  # runs of before have no node of it
+
 
 def validate_checkpoint(
     *,
@@ -17,6 +19,7 @@ def validate_checkpoint(
     overrides: Sequence[str] = (),
     max_detections: int = 300,
     devices: int | str = 1,
+    prior_tau: float | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Build the detector of a run, load a checkpoint into it and validate it.
 
@@ -29,6 +32,7 @@ def validate_checkpoint(
         overrides: ``key=value`` of the run's config, such as ``data.root=/elsewhere``.
         max_detections: how many detections of an image count.
         devices: ranks that share the images, or ``"auto"``: one for each GPU.
+        prior_tau: strength of the correction of the class scores (``PriorCorrection``); ``None``: the run's.
 
     Returns:
         Per IoU type the thirteen figures in percent, and a row for each class (see ``LVISEvaluator``); both
@@ -39,7 +43,10 @@ def validate_checkpoint(
     calm_lightning()
     datamodule = instantiate(cfg.datamodule)
     datamodule.check_files()
-    module = instantiate(cfg.module, evaluator={"max_detections": max_detections})
+    changes: dict[str, Any] = {"evaluator": {"max_detections": max_detections}}
+    if prior_tau is not None:
+        changes["prior_correction"] = {"_target_": _PRIOR_CORRECTION, "tau": prior_tau}
+    module = instantiate(cfg.module, **changes)
     trainer: L.Trainer = instantiate(cfg.trainer, accelerator="auto", devices=devices, logger=False)
     trainer.validate(module, datamodule=datamodule, ckpt_path=str(checkpoint_file), verbose=False)
     figures: dict[str, dict[str, float]] = {}

@@ -82,6 +82,13 @@ def test_what_is_learnt_from_synthetic_images_reaches_every_loss(base):
         assert part.synthetic_losses == SyntheticLosses(0.5, ("boxes", "masks"))
 
 
+def test_the_prior_correction_is_a_plain_override():
+    assert instantiate(compose_with(RUNTIME).module.prior_correction).tau == 0.0
+    prior = compose_with([*LVIS, "module.prior_correction.tau=0.5", "module.prior_correction.target=uniform"])
+    built = instantiate(prior.module.prior_correction)
+    assert (built.tau, built.target) == (0.5, "uniform")
+
+
 def test_average_keeps_whole_checkpoints():
     cfg = compose_with([*LVIS, "callbacks=ema"])
     assert cfg.callbacks.ema.decay == 0.9998 and cfg.callbacks.best.save_weights_only is False

@@ -44,6 +44,9 @@ def test_a_checkpoint_scores_as_its_run_did_and_over_two_ranks_as_over_one(jobs,
             assert value == pytest.approx(results[f"val/{iou_type}/{name}"], abs=1e-5)
     assert results["val/bbox/AR"] > 0 and f"{figures['bbox']['AR']:.2f}" in printed
 
+    corrected, _, _ = evaluate(jobs, f"checkpoint={last}", "prior_tau=1.0")
+    assert corrected["bbox"] != figures["bbox"] and corrected["bbox"]["AR"] > 0
+
     val = json.loads((data / "val.json").read_text())
     val["images"] = val["images"][:NUM_IMAGES]
     kept = {image["id"] for image in val["images"]}

@@ -1,11 +1,15 @@
+import math
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mflight.data.categories import Categories, Category
+from mflight.detection.prior_correction import PriorCorrection
 from mflight.evaluation.lvis_ap import LVISEvaluator
 from mflight.training.segmentation import InstanceSegmentationModule
+from tests.unit.detection.test_mask_rcnn import build_tiny, draw_shapes
 
 
 class Losses(torch.nn.Module):
@@ -122,3 +126,49 @@ def test_annotations_that_cannot_be_scored_are_told_before_the_training(tmp_path
     module = InstanceSegmentationModule(model=Losses(1.0), optimizer=torch.optim.SGD, evaluator=evaluator)
     with pytest.raises(FileNotFoundError, match=r"val\.json"):
         module.setup("fit")
+
+
+def module_of_a_detector(tau=1.0, **settings):
+    prior = PriorCorrection(tau=tau)
+    model = build_tiny(synthetic_loss_weight=0.5, **settings)
+    return InstanceSegmentationModule(model=model, optimizer=torch.optim.SGD, prior_correction=prior)
+
+
+def test_the_prior_is_that_of_the_instances_trained_on(monkeypatch):
+    """Squares (1), discs (2) and bars (3); the second image, of a bar and a disc, is synthetic."""
+    module, (images, targets), checkpoint = module_of_a_detector(), draw_shapes(), {}
+    targets[1]["is_synthetic"] = True
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    for _ in range(2):
+        module.training_step((images, targets), 0)
+    assert all(key.startswith("model.") for key in module.state_dict())
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["class_counts"].tolist() == [2.0, 3.0, 1.0]
+    resumed = module_of_a_detector()
+    resumed.on_load_checkpoint(checkpoint)
+    categories = Categories(
+        Category(n, str(n), instance_count=count) for n, count in ((1, 8), (2, 3), (3, 1))
+    )
+    resumed.correct_prior(categories)
+    expected = [math.log((8 / 12) / (2 / 6)), math.log((3 / 12) / (3 / 6)), math.log((1 / 12) / (1 / 6))]
+    assert resumed._heads.class_shift.tolist() == pytest.approx(expected)
+
+
+def test_what_is_not_learnt_by_its_class_counts_for_no_prior():
+    module = module_of_a_detector(synthetic_losses=("boxes", "masks"))
+    _, targets = draw_shapes()
+    targets[1]["is_synthetic"] = True
+    module._count_classes(targets)
+    assert module._class_counts.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_a_prior_that_cannot_be_corrected_is_told():
+    with pytest.raises(ValueError, match=r"prior_correction\.tau=0\.5 needs a detector of .*, got Losses"):
+        InstanceSegmentationModule(
+            model=Losses(1.0), optimizer=torch.optim.SGD, prior_correction=PriorCorrection(tau=0.5)
+        )
+    old = module_of_a_detector(tau=0.5)
+    old.on_load_checkpoint({})  # of a version that did not count
+    with pytest.raises(ValueError, match=r"tau=0\.5 needs to know the classes trained on, this checkpoint"):
+        old.correct_prior(Categories([Category(1, "square", instance_count=3)]))
