@@ -4,10 +4,11 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ def cached_arrays(
     The key is the path, size and time of change of ``source``, and ``format_version``. A new entry appears
     at once and whole; of several processes one builds while the others wait. Entries of an older state of
     the same file are removed, a damaged entry is reported and built again. The memory of the maps is shared
-    by all processes of the machine.
+    by all processes of the machine. Where ``cache_dir`` cannot be written, as in a read-only dataset folder,
+    the cache lies in the user's own (``XDG_CACHE_HOME``, else ``~/.cache``), and where that cannot either,
+    the arrays are made anew in memory; both are told.
 
     Args:
         source: the file that the arrays are made from.
@@ -33,15 +36,40 @@ def cached_arrays(
         build: makes the arrays.
 
     Returns:
-        Arrays by name, mapped read-only.
+        Arrays by name, mapped read-only where there is a cache.
     """
     status = source.stat()
     owner = f"{source.stem}-{_digest(str(source.resolve()))}"
-    entry = cache_dir / f"{owner}-{_digest(f'{status.st_size} {status.st_mtime_ns} {format_version}')}"
-    arrays = _open(entry)
-    if arrays is not None:
-        return arrays
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    name = f"{owner}-{_digest(f'{status.st_size} {status.st_mtime_ns} {format_version}')}"
+    folders = (cache_dir, _users_cache())
+    for folder in folders:
+        if (arrays := _open(folder / name)) is not None:
+            return arrays
+    folder = next(filter(_is_writable, folders), None)
+    if folder is None:
+        _log.warning("neither %s nor %s can be written: %s is read anew by each process", *folders, source)
+        return build()
+    if folder != cache_dir:
+        _log.warning("%s cannot be written: what is read from %s is cached in %s", cache_dir, source, folder)
+    return _build_once(folder, owner, folder / name, build)
+
+
+def _users_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mflight"
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _build_once(
+    cache_dir: Path, owner: str, entry: Path, build: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     with _locked(cache_dir / f"{owner}.lock"):
         arrays = _open(entry)  # another process may have built it while this one waited
         if arrays is None:
@@ -78,13 +106,18 @@ def _save(entry: Path, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             np.save(inside / f"{name}.npy", array)
         (inside / _INDEX).write_text(json.dumps({name: list(array.shape) for name, array in arrays.items()}))
-        inside.rename(entry)
+        try:
+            inside.rename(entry)
+        except OSError:
+            if not entry.is_dir():  # else another process was first, on a file system without locks
+                raise
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: several processes may build the same
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

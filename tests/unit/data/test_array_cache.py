@@ -1,6 +1,9 @@
+import errno
 import logging
 import os
 import pickle
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +71,54 @@ def test_a_damaged_entry_is_reported_and_built_again(source, damage, caplog):
         arrays = open_cache(source, build)
     assert build.num_builds == 2 and arrays["numbers"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert f"{entry} is damaged and will be built again" in caplog.text
+
+
+@pytest.fixture
+def users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "mflight"
+
+
+def refuse_writing(folder, monkeypatch):
+    """Let a folder refuse new entries, whoever runs the tests."""
+    write, make = tempfile.TemporaryFile, Path.mkdir
+
+    def refuse(place):
+        if Path(place).is_relative_to(folder):
+            raise OSError(errno.EROFS, "Read-only file system", str(place))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: refuse(dir) or write(dir=dir))
+    monkeypatch.setattr(Path, "mkdir", lambda self, *mode, **how: refuse(self) or make(self, *mode, **how))
+
+
+def test_the_cache_of_a_read_only_folder_is_the_users(source, users_cache, monkeypatch, caplog):
+    refuse_writing(source.parent / "cache", monkeypatch)
+    build = Builder()
+    for _ in range(2):
+        assert open_cache(source, build)["numbers"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert build.num_builds == 1 and not (source.parent / "cache").exists()
+    assert len([path for path in users_cache.iterdir() if path.is_dir()]) == 1
+    assert (
+        f"{source.parent / 'cache'} cannot be written: what is read from {source} is cached in" in caplog.text
+    )
+
+
+def test_without_any_cache_the_arrays_are_made_each_time(source, users_cache, monkeypatch, caplog):
+    refuse_writing(source.parent, monkeypatch)
+    build = Builder()
+    for _ in range(2):
+        assert open_cache(source, build)["numbers"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert build.num_builds == 2 and f"nor {users_cache} can be written" in caplog.text
+
+
+def test_a_file_system_without_locks_is_none_to_fail_on(source, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    build = Builder()
+    assert open_cache(source, build)["numbers"].shape == open_cache(source, build)["numbers"].shape == (2, 3)
+    assert build.num_builds == 1
 
 
 def test_a_failed_build_leaves_nothing_behind(source):
