@@ -3,7 +3,6 @@
 import json
 import logging
 import pickle
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,12 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from mflight.diffusion.weight_files import WEIGHT_FILE, find_weight_files
+
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
-_WEIGHT_FILE = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)"
-    r"(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<suffix>safetensors|bin)"
-)
-_VARIANTS = ("", "fp16")  # preferred in this order, then any other
 _TOWER_PREFIX = "text_model."  # of a CLIP tower's keys; transformers reads files with and without it
 _NUM_NAMED = 2
 
@@ -51,17 +47,13 @@ class Part:
         Raises:
             FileNotFoundError: if there is none.
         """
-        held = sorted(self.folder.iterdir())
-        found: dict[tuple[str, str], list[Path]] = {}
-        for path in held:
-            if match := _WEIGHT_FILE.fullmatch(path.name):
-                found.setdefault((match["variant"] or "", match["suffix"]), []).append(path)
-        if not found:
+        files = find_weight_files(self.folder)
+        if not files:
             raise FileNotFoundError(
                 f"{self.name} must hold weights named as diffusers and transformers do (*.safetensors or "
-                f"*.bin), {str(self.folder)!r} holds {[path.name for path in held]}"
+                f"*.bin), {str(self.folder)!r} holds {sorted(path.name for path in self.folder.iterdir())}"
             )
-        return tuple(found[min(found, key=_preference)])
+        return files
 
     def check_class(self, index: Mapping[str, Any]) -> None:
         """Compare its class with what the checkpoint and its own config say it is.
@@ -130,7 +122,7 @@ class Part:
         Raises:
             ValueError: if weights are missing, or if one is not finite.
         """
-        variant = _WEIGHT_FILE.fullmatch(self.weight_files[0].name)["variant"]
+        variant = WEIGHT_FILE.fullmatch(self.weight_files[0].name)["variant"]
         settings: dict[str, Any] = {"variant": variant, "output_loading_info": True}
         if issubclass(self.model_class, ModelMixin):
             settings |= {"torch_dtype": dtype, "low_cpu_mem_usage": False}  # the latter would need accelerate
@@ -159,12 +151,6 @@ class Part:
     @property
     def _place(self) -> str:
         return repr(str(self.folder))
-
-
-def _preference(kind: tuple[str, str]) -> tuple[int, str, bool]:
-    variant, suffix = kind
-    place = _VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS)
-    return place, variant, suffix != "safetensors"
 
 
 def _read_shapes(path: Path) -> dict[str, Shape]:

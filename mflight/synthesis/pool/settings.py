@@ -10,12 +10,13 @@ from typing import Any
 from hydra.utils import get_object, instantiate
 
 from mflight.data.categories import Categories
+from mflight.diffusion.weight_files import find_weight_files
 from mflight.synthesis.pool.signals import read_json, write_json
 
 SETTINGS_FILE = "generate.json"
 _WITHOUT_EFFECT = {"cache_dir", "device", "max_batch"}  # on what is drawn
 _OF_OLDER_VERSIONS = ("planner.demand_rule.",)  # without effect under the rules that are left
-_CONFIG_FILES = ("model_index.json", "config.json", "*/*.json", "*/*.txt")
+_LOADED_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 
 
 def describe_settings(
@@ -83,20 +84,40 @@ def _flatten(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _content_of(checkpoint: Any) -> Any:
-    """A folder by the hash of its configs, vocabulary and weights; a hub id, or none, by itself."""
+    """A folder by the hash of the files that are loaded; a hub id, or none, by itself."""
     checkpoint = instantiate(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if checkpoint is None or not Path(checkpoint).expanduser().is_dir():
         return checkpoint
     folder = Path(checkpoint).expanduser()
-    files = {path for pattern in _CONFIG_FILES for path in folder.glob(pattern)}
-    for part in (folder, *folder.iterdir()):
-        files.update(list(part.glob("*.safetensors")) or part.glob("*.bin"))
     digest = hashlib.sha256()
-    for path in sorted(files):
+    for path in sorted(_loaded_files(folder)):
         digest.update(path.relative_to(folder).as_posix().encode())
+        if path.name == "model_index.json":
+            digest.update(hashlib.sha256(_without_unused_parts(path.read_bytes())).digest())
+            continue
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return _name_hash(digest)
+
+
+def _loaded_files(folder: Path) -> Iterator[Path]:
+    """Yield configs, vocabulary and weights of a diffusion checkpoint's parts, or of a single model."""
+    index = folder / "model_index.json"
+    parts = [folder / name for name in _LOADED_PARTS] if index.is_file() else [folder]
+    yield from (path for path in (index, folder / "config.json") if path.is_file())
+    for part in filter(Path.is_dir, parts):
+        yield from find_weight_files(part)
+        if part != folder:
+            yield from (*part.glob("*.json"), *part.glob("*.txt"))
+
+
+def _without_unused_parts(index: bytes) -> bytes:
+    """Return a ``model_index.json`` as diffusers writes it for a checkpoint of the loaded parts alone."""
+    parts = {
+        name: part if name in _LOADED_PARTS or not isinstance(part, list) else [None, None]
+        for name, part in json.loads(index).items()
+    }
+    return (json.dumps(parts, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _name_hash(digest: Any) -> str:

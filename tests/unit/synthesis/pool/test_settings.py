@@ -54,6 +54,22 @@ def test_other_content_in_the_same_place_is_another_checkpoint(checkpoint, name)
     assert before.startswith("sha256:") and before != after
 
 
+def test_what_is_not_loaded_is_no_other_checkpoint(checkpoint):
+    parts = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    index = checkpoint / "model_index.json"
+    index.write_text(json.dumps({**parts, "safety_checker": [None, None]}, indent=2, sort_keys=True) + "\n")
+    before = settings(checkpoint=str(checkpoint))
+    for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"):
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_bytes(b"not loaded")
+    (checkpoint / "safety_checker" / "config.json").write_text("{}")
+    (checkpoint / "v1-5-pruned.safetensors").write_bytes(b"neither")
+    index.write_text(json.dumps({**parts, "safety_checker": ["stable_diffusion", "SafetyChecker"]}))
+    assert settings(checkpoint=str(checkpoint)) == before
+    index.write_text(json.dumps({**parts, "unet": ["diffusers", "AnotherUNet"]}))
+    assert settings(checkpoint=str(checkpoint)) != before
+
+
 def test_other_classes_in_the_same_place_are_other_settings():
     other = Categories.from_lvis([{**CATEGORIES[0], "name": "pony"}, *CATEGORIES[1:]])
     assert settings(other)["planner.categories"] != settings()["planner.categories"]
