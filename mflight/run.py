@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
+from mflight.synthesis.pool.locks import hold_pool
 from mflight.training.checkpoint_io import SafeCheckpointIO
 from mflight.training.console import build_progress_bar, calm_lightning
 from mflight.training.datamodule import MixedDataModule
@@ -107,12 +108,16 @@ def _pool_dir(cfg: DictConfig) -> Path | None:
 
 
 def _check_pool(cfg: DictConfig) -> None:
-    """Replay needs a pool that is there; only a generator makes one."""
+    """Replay needs a pool that is there; generators need a folder that can be written and locked."""
     pool_dir = _pool_dir(cfg)
     if pool_dir is not None and cfg.synthesis.service is None and not (pool_dir / "pool.json").is_file():
         raise FileNotFoundError(
             f"synthesis=replay needs a pool, paths.pool_dir={pool_dir} holds none (no pool.json)"
         )
+    if pool_dir is not None and cfg.synthesis.service is not None:
+        pool_dir.mkdir(parents=True, exist_ok=True)
+        with hold_pool(pool_dir, wait=False):
+            pass
 
 
 def _continue_from(cfg: DictConfig) -> Path | None:

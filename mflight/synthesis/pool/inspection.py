@@ -9,9 +9,11 @@ from mflight.synthesis.pool.shards import (
     SealLine,
     acknowledged_bytes,
     complete_lines,
+    index_path,
     list_indexes,
     parse_lines,
     shard_path,
+    shards_without_index,
     split_index_name,
 )
 
@@ -45,6 +47,16 @@ def find_unacknowledged(folder: Path) -> dict[str, str]:
         size, known = tar.stat().st_size if tar.exists() else 0, acknowledged_bytes(lines)
         if size > known and not any(isinstance(line, SealLine) for line in lines):
             found[tar.name] = f"holds {size - known} bytes that its index does not speak of"
+    return found | _find_orphans(folder)
+
+
+def _find_orphans(folder: Path) -> dict[str, str]:
+    found = {}
+    names = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+    for writer_name, number in shards_without_index(names):
+        tar = shard_path(index_path(folder, writer_name, number))
+        if (size := tar.stat().st_size) and not _is_being_written(folder, writer_name):
+            found[tar.name] = f"holds {size} bytes and has no index"
     return found
 
 
@@ -55,8 +67,10 @@ def _is_being_written(folder: Path, writer_name: str) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # a file system without locks: nobody can hold it
+        return False
     finally:
         os.close(descriptor)
     return False

@@ -18,20 +18,24 @@ class SeriesLock:
         writer_name: whose series it is.
 
     Raises:
-        PoolError: if another writer, here or in another process, holds the series.
+        PoolError: if another writer, here or in another process, holds the series, or if the file system has
+            no locks.
     """
 
     def __init__(self, folder: Path, writer_name: str):
         path = folder / f"writer-{writer_name}.lock"
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            is_free = take_lock(self._descriptor, folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except PoolError:
+            os.close(self._descriptor)
+            raise
+        if not is_free:
             owner = os.pread(self._descriptor, 200, 0).decode(errors="replace") or "an unknown process"
             os.close(self._descriptor)
             raise PoolError(
                 f"pool writer {writer_name!r} is in use by {owner}; every writer needs a name of its own"
-            ) from error
+            )
         owner = f"pid {os.getpid()} on {socket.gethostname()}"
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, owner.encode(), 0)
@@ -51,17 +55,38 @@ def hold_pool(folder: Path, *, wait: bool) -> Iterator[bool]:
 
     Yields:
         Whether it is held; False only without ``wait``.
+
+    Raises:
+        PoolError: if the file system has no locks.
     """
     descriptor = os.open(folder / "pool.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        yield _is_locked(descriptor, wait)
+        yield take_lock(descriptor, folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     finally:
         os.close(descriptor)
 
 
-def _is_locked(descriptor: int, wait: bool) -> bool:
+def take_lock(descriptor: int, folder: Path, kind: int) -> bool:
+    """Lock an open file.
+
+    Args:
+        descriptor: of the file.
+        folder: where it lies, for the message.
+        kind: as ``fcntl.flock`` takes it.
+
+    Returns:
+        Whether it is locked; False if somebody else has it.
+
+    Raises:
+        PoolError: if it cannot be locked for any other reason: such a file system cannot keep writers apart.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, kind)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise PoolError(
+            f"paths.pool_dir={folder} lies on a file system that gives no locks (flock: {error.strerror}): "
+            "name a folder on another one, or mount this one with locks"
+        ) from error
     return True

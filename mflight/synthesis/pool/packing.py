@@ -7,6 +7,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -187,6 +188,17 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
     except (ValueError, OSError) as error:
         raise PoolError(_FOREIGN.format(sample_id, error)) from error
     return PoolSample(sample_id, image, sample.annotations, sample.regions, sample.provenance)
+
+
+def begins_with_whole_member(path: Path, offset: int) -> bool:
+    """Return whether a tar holds a whole member at an offset, in bytes: one that no kill has cut short."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        try:
+            header = tarfile.TarInfo.frombuf(file.read(_BLOCK), "ascii", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError):
+            return False
+    return 0 <= header.size <= path.stat().st_size - offset - _BLOCK
 
 
 def stored_image(span: bytes) -> tuple[bytes, str]:

@@ -12,6 +12,7 @@ import msgspec
 
 from mflight.synthesis.pool.eviction import EvictionLog, remove_leftovers
 from mflight.synthesis.pool.locks import SeriesLock, hold_pool
+from mflight.synthesis.pool.packing import begins_with_whole_member
 from mflight.synthesis.pool.shards import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -31,6 +32,7 @@ from mflight.synthesis.pool.shards import (
     parse_lines,
     read_span,
     shard_path,
+    shards_without_index,
     split_index_name,
     write_all,
 )
@@ -72,9 +74,9 @@ class SeriesCounts:
 class ShardSeries:
     """Appends spans to a writer's newest shard and acknowledges each in the index once it is on disk.
 
-    Opening takes the lock, cuts what no complete index line speaks of (a kill in mid-write leaves such a
-    tail) and goes on behind it. A shard that is damaged in another way is left as it is, and a new one is
-    begun.
+    Opening takes the lock, cuts the torn member that a kill in mid-write has left and goes on behind it.
+    Whole members that no index line speaks of are never cut: their shard is sealed. A shard without an index,
+    or damaged in another way, is left as it is. A new one is begun behind all of them.
 
     Args:
         folder: the pool folder; it exists.
@@ -164,10 +166,27 @@ class ShardSeries:
         for path in list_indexes(self._folder, self._writer_name):
             number = split_index_name(path.name)[1]
             kept = self._recover(path)
-        if kept is not None and number > last_evicted:
+        last = max(number, last_evicted, self._last_orphan())
+        if kept is not None and number == last:
             self._begin(number, *kept)
-        else:
-            self._begin(max(number, last_evicted) + 1)
+            return
+        if kept is not None:
+            self._seal_off(index_path(self._folder, self._writer_name, number), kept[1], kept[0])
+        self._begin(last + 1)
+
+    def _last_orphan(self) -> int:
+        """Tell of the shards without an index, and return the highest number of one; -1 if there is none."""
+        names = [entry.name for entry in os.scandir(self._folder)]
+        numbers = [number for writer, number in shards_without_index(names) if writer == self._writer_name]
+        for number in numbers:
+            tar = shard_path(index_path(self._folder, self._writer_name, number))
+            if size := tar.stat().st_size:
+                logger.warning(
+                    "%s: its index is gone; its %d bytes are kept and not read, a new shard begins behind "
+                    "it, and what they held is drawn again",
+                    *(tar.name, size),
+                )
+        return max(numbers, default=-1)
 
     def _recover(self, path: Path) -> tuple[int, int, int] | None:
         """Count a shard's lines; return (tar bytes, index bytes, samples) if it can be appended to."""
@@ -189,12 +208,32 @@ class ShardSeries:
             return None
         known_bytes = acknowledged_bytes(lines)
         if tar_bytes > known_bytes:
+            is_whole = begins_with_whole_member(tar, known_bytes)
             logger.warning(
-                "%s: cut at %d bytes, no index line speaks of the %d behind: a kill in mid-write, or an "
-                "index that has lost lines; what they held is drawn again",
-                *(tar.name, known_bytes, tar_bytes - known_bytes),
+                "%s: no index line speaks of the %d bytes behind byte %d: a kill in mid-write, or an index "
+                "that has lost lines; %s, what they held is drawn again",
+                *(tar.name, tar_bytes - known_bytes, known_bytes),
+                "they are kept and a new shard begins"
+                if is_whole
+                else "they are no whole sample and are cut",
             )
+            if is_whole:
+                self._seal_off(path, len(raw), known_bytes)
+                return None
         return known_bytes, len(raw), len(samples)
+
+    def _seal_off(self, path: Path, index_bytes: int, tar_bytes: int) -> None:
+        """Seal a shard at what its index speaks of, so that nobody appends to it."""
+        text = encode_line(SealLine(size=tar_bytes))
+        if index_bytes == 0:
+            number = split_index_name(path.name)[1]
+            text = encode_line(ShardHeader(FORMAT_NAME, FORMAT_VERSION, self._writer_name, number)) + text
+        with path.open("r+b") as file:
+            file.truncate(index_bytes)
+            file.seek(index_bytes)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _begin(self, number: int, tar_bytes: int = 0, index_bytes: int = 0, num_samples: int = 0) -> None:
         self._close_shard()

@@ -124,6 +124,13 @@ def list_indexes(folder: Path, writer_name: str | None = None) -> list[Path]:
     return [folder / name for _, name in sorted(wanted)]
 
 
+def shards_without_index(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Return writer and number of the shards, among the file names of a pool, that have lost their index."""
+    known = set(names)
+    indexes = (name.removesuffix(".tar") + ".idx.jsonl" for name in known if name.endswith(".tar"))
+    return sorted(key for index in indexes if index not in known and (key := split_index_name(index)))
+
+
 def encode_line(line: IndexLine) -> bytes:
     """Return one index line as JSON bytes with its line end."""
     return _encode_line(line) + b"\n"

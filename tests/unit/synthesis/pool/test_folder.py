@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -130,6 +131,17 @@ def test_second_writer_of_a_name_is_refused_and_another_name_is_not(tmp_path):
     assert read_ids(tmp_path) == ["7-00000000", "7-00000001", "7-00000002"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    said = rf"pool_dir={tmp_path} lies on a file .*no locks \(flock: {os.strerror(number)}"
+    with pytest.raises(PoolError, match=said):
+        PoolWriter(tmp_path, "w0")
+
+
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):
     code = (
         "import os, sys; from mflight.synthesis.pool.folder import PoolWriter\n"
@@ -172,11 +184,38 @@ def test_a_cut_index_hides_its_tail_and_the_writer_goes_on(six_samples, tmp_path
     assert kept == [f"7-{index:08d}" for index in range(len(kept))]
     assert len(kept) == max(0, index_file.read_bytes().count(b"\n") - 1)
     fill(tmp_path, 6 - len(kept), start=len(kept), image_format="png")
-    assert ("that has lost lines" in caplog.text) == (len(kept) < 6)
+    assert ("that has lost lines; they are kept and a new shard begins" in caplog.text) == (len(kept) < 6)
     assert read_ids(tmp_path) == [f"7-{index:08d}" for index in range(6)]
-    assert live.poll() == []  # each has come again at its own place
-    with tarfile.open(tmp_path / "shard-w0-00000.tar") as archive:
-        assert len(archive.getnames()) == 12
+    assert [ref.index for ref in live.poll()] == list(range(len(kept), 6))
+    assert (tmp_path / "shard-w0-00000.tar").read_bytes() == (six_samples / "shard-w0-00000.tar").read_bytes()
+    reader = PoolReader(tmp_path)
+    assert len(reader.poll()) == 6 and reader.set_aside == {}
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_shard_without_its_index_is_kept_and_told(six_samples, tmp_path, number, caplog):
+    if number:
+        fill(tmp_path, 2)
+    orphan = tmp_path / f"shard-w0-0000{number}.tar"
+    shutil.copy(six_samples / "shard-w0-00000.tar", orphan)
+    fill(tmp_path, 3, start=10)
+    assert orphan.read_bytes() == (six_samples / "shard-w0-00000.tar").read_bytes()
+    assert f"{orphan.name}: its index is gone; its {orphan.stat().st_size} bytes are kept" in caplog.text
+    assert (tmp_path / f"shard-w0-0000{number + 1}.tar").stat().st_size > 0
+    assert len(read_ids(tmp_path)) == (5 if number else 3)
+    reader = PoolReader(tmp_path)
+    assert len(reader.poll()) == (5 if number else 3) and reader.set_aside == {}
+
+
+def test_only_a_torn_member_is_cut(six_samples, tmp_path, caplog):
+    shutil.copytree(six_samples, tmp_path, dirs_exist_ok=True)
+    tar = tmp_path / "shard-w0-00000.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole + whole[:700])  # a header, and less than its picture
+    fill(tmp_path, 1, start=6)
+    assert "they are no whole sample and are cut" in caplog.text
+    assert tar.read_bytes().startswith(whole) and len(read_ids(tmp_path)) == 7
+    assert not (tmp_path / "shard-w0-00001.tar").exists()
 
 
 @pytest.mark.parametrize("sixteenth", range(17))

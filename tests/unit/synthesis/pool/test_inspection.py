@@ -37,6 +37,14 @@ def test_samples_without_a_line_are_told_with_their_bytes(pool):
     assert find_unacknowledged(pool) == {SHARD: f"holds {missing} bytes that its index does not speak of"}
 
 
+def test_a_shard_without_index_is_told_with_its_bytes(pool):
+    (pool / INDEX).unlink()
+    size = (pool / SHARD).stat().st_size
+    assert find_unacknowledged(pool) == {SHARD: f"holds {size} bytes and has no index"}
+    with PoolWriter(pool, "w0"):
+        assert find_unacknowledged(pool) == {}
+
+
 def test_what_a_living_writer_has_under_way_is_no_damage(pool):
     with PoolWriter(pool, "w0"):
         with open(pool / SHARD, "ab") as shard:
