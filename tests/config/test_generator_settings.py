@@ -102,6 +102,11 @@ def test_scale_range_and_background_reach_transform_and_stream():
     assert instantiate(cfg.datamodule.stream).keywords["background_loss"] is False
 
 
+def test_only_a_run_that_draws_writes_into_the_pool():
+    cfgs = [compose_with([*RUNTIME, f"synthesis={name}"]) for name in ("replay", "online")]
+    assert [instantiate(cfg.datamodule.stream).keywords["publish"] for cfg in cfgs] == [False, True]
+
+
 def test_grids_guidance_and_negative_prompts_reach_the_requests():
     overrides = [
         "grids=[[2,3]]",

@@ -210,7 +210,7 @@ def test_tensorboard_and_csv_have_the_same_figures_without_wandb(baseline_job):
 
 def test_replay_trains_from_the_pool_of_another_run(jobs, default_job):
     pool = default_job.run_dir / "pool"
-    before = default_job.generator
+    before, files = default_job.generator, {path: path.stat().st_mtime_ns for path in pool.iterdir()}
     settings = [
         "synthesis=replay",
         f"paths.pool_dir={pool}",
@@ -222,6 +222,7 @@ def test_replay_trains_from_the_pool_of_another_run(jobs, default_job):
     assert job.results["synthesis/synthetic_share"] == 0.5
     assert job.results["synthesis/fresh"] == min(8, before.accepted)
     assert default_job.generator == before
+    assert {path: path.stat().st_mtime_ns for path in pool.iterdir()} == files
     assert str(pool) in job.output and not (job.run_dir / "pool").exists()
 
 

@@ -46,6 +46,18 @@ def pool(tmp_path_factory):
     return folder
 
 
+def snapshot(folder):
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def test_a_reader_that_does_not_publish_leaves_the_pool_as_it_is(tmp_path):
+    fill(tmp_path, range(4))
+    stream(tmp_path).next_ref()  # of the run that draws: leaves consumption-0of1.json
+    before, other = snapshot(tmp_path), stream(tmp_path, publish=False)
+    assert "consumption-0of1.json" in before and len(list(islice(other, 4))) == 4
+    assert snapshot(tmp_path) == before
+
+
 def test_read_gives_image_and_target_of_the_contract(pool):
     source = stream(pool, publish=False)
     ref = source.next_ref()
