@@ -1,4 +1,4 @@
-"""A small segmenter of drawn scenes: it says what generated masks are worth, and what they lie on."""
+"""A small segmenter of drawn scenes: it says what the masks of generated images are worth."""
 
 from itertools import pairwise
 
@@ -20,11 +20,7 @@ _MARGIN_RATIO = 0.25  # of a box's sides, by which it is enlarged before an obje
 
 
 class Segmenter(nn.Module):
-    """Names the class of each pixel, 0 for background; trained on balanced drawn scenes only.
-
-    As a function it is what ``mflight.evaluation.mask_quality.compare_masks`` asks: given an image and boxes
-    it returns the masks of the objects in them.
-    """
+    """Tells objects from background, pixel by pixel; trained on balanced drawn scenes only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,10 +30,10 @@ class Segmenter(nn.Module):
         self.up = nn.ModuleList(
             _block(deep + shallow, shallow, stride=1) for shallow, deep in reversed(list(pairwise(widths)))
         )
-        self.classifier = nn.Conv2d(widths[0], len(SPECIES) + 1, 1)
+        self.classifier = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return ``float32[B, C + 1, H, W]`` logits of images ``float32[B, 3, H, W]`` in [-1, 1]."""
+        """Return logits of an object, ``float32[B, 1, H, W]``, of ``float32[B, 3, H, W]`` in [-1, 1]."""
         features = [self.stem(images)]
         for block in self.down:
             features.append(block(features[-1]))
@@ -48,36 +44,33 @@ class Segmenter(nn.Module):
         return F.interpolate(self.classifier(deep), size=images.shape[2:], mode="bilinear")
 
     @torch.no_grad()
-    def classes(self, image: np.ndarray) -> np.ndarray:
-        """Return the class index of each pixel, ``int64[H, W]``, 0 for background, of ``uint8[H, W, 3]``."""
-        return self(to_unit(image[None])).argmax(dim=1)[0].numpy()
+    def objects(self, image: np.ndarray) -> np.ndarray:
+        """Return ``bool[H, W]``: where an image ``uint8[H, W, 3]`` shows any object."""
+        return (self(to_unit(image[None]))[0, 0] > 0).numpy()
 
     def find(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Find the object in each box.
+        """Find the object in each box, as ``mflight.evaluation.mask_quality.compare_masks`` asks for it.
 
         Args:
             image: ``uint8[H, W, 3]``.
             boxes: ``float[N, 4]``, xyxy px.
 
         Returns:
-            ``bool[N, H, W]``: the largest 4-connected component of foreground in the box, enlarged by a
-            quarter of its sides; without any foreground it is empty.
+            ``bool[N, H, W]``: the largest 4-connected object in the box, enlarged by a
+            quarter of its sides; where nothing is found it is empty.
         """
-        foreground = self.classes(image) > 0
-        masks = np.zeros((len(boxes), *foreground.shape), dtype=bool)
+        objects = self.objects(image)
+        masks = np.zeros((len(boxes), *objects.shape), dtype=bool)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
             dx, dy = _MARGIN_RATIO * (x2 - x1), _MARGIN_RATIO * (y2 - y1)
-            rows, columns = (
-                slice(max(0, int(y1 - dy)), int(y2 + dy)),
-                slice(max(0, int(x1 - dx)), int(x2 + dx)),
-            )
-            components, areas_px = label_components(foreground[rows, columns])
+            window = np.s_[max(0, int(y1 - dy)) : int(y2 + dy), max(0, int(x1 - dx)) : int(x2 + dx)]
+            components, areas_px = label_components(objects[window])
             if len(areas_px):
-                mask[rows, columns] = components == 1 + areas_px.argmax()
+                mask[window] = components == 1 + areas_px.argmax()
         return masks
 
 
-def train_segmenter(*, num_steps: int = 1500, batch_size: int = 8, seed: int = 0) -> Segmenter:
+def train_segmenter(*, num_steps: int = 600, batch_size: int = 8, seed: int = 0) -> Segmenter:
     """Train a segmenter on drawn scenes.
 
     Light noise and blur on its examples keep it from asking for sharper images than the autoencoder gives.
@@ -101,8 +94,8 @@ def train_segmenter(*, num_steps: int = 1500, batch_size: int = 8, seed: int = 0
         if draws.random() < 0.5:
             images = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         images = images + 0.1 * draws.random() * torch.randn_like(images)
-        classes = torch.from_numpy(np.stack([classes for _, classes in scenes]))
-        loss = F.cross_entropy(segmenter(images), classes)
+        objects = torch.from_numpy(np.stack([objects for _, objects in scenes])).float()
+        loss = F.binary_cross_entropy_with_logits(segmenter(images)[:, 0], objects)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -111,16 +104,13 @@ def train_segmenter(*, num_steps: int = 1500, batch_size: int = 8, seed: int = 0
 
 
 def draw_labeled_scene(draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one to five objects of any classes: an image ``uint8[H, W, 3]`` and classes ``int64[H, W]``."""
+    """Draw one to five objects: an image ``uint8[H, W, 3]`` and where any of them is, ``bool[H, W]``."""
     size_hw = (SIDE_PX, SIDE_PX)
     chosen = draws.integers(len(SPECIES), size=draws.integers(1, 6))
     placements = [draw_placement(SPECIES[index], size_hw, _RADIUS_RANGE_PX, draws) for index in chosen]
     background = list(BACKGROUNDS)[draws.integers(len(BACKGROUNDS))]
     scene = draw_scene(placements, background, size_hw, draws)
-    classes = np.zeros(size_hw, dtype=np.int64)
-    for index, mask in zip(chosen, scene.masks, strict=True):
-        classes[mask] = 1 + index
-    return scene.image, classes
+    return scene.image, np.any(scene.masks, axis=0)
 
 
 def _block(before: int, after: int, *, stride: int) -> nn.Sequential:
