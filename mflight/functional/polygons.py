@@ -1,7 +1,11 @@
 """The outlines of binary masks as polygons along the edges of their pixels. Pure numpy functions."""
 
-import cv2
+from collections.abc import Iterator
+
 import numpy as np
+from scipy import ndimage
+
+_STEPS_XY = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])  # down, right, up, left
 
 
 def mask_to_polygons(mask: np.ndarray, *, with_holes: bool = False) -> list[list[int]]:
@@ -14,6 +18,8 @@ def mask_to_polygons(mask: np.ndarray, *, with_holes: bool = False) -> list[list
 
     Returns:
         One flat list ``x, y, x, y, ...`` in px for each outline, corners of pixels, at least 4 points long.
+        Pixels that touch at a corner belong together. The object lies on the left of each walk, so outlines
+        and holes run in opposite senses.
 
     Raises:
         ValueError: if the mask is not 2-D.
@@ -26,16 +32,50 @@ def mask_to_polygons(mask: np.ndarray, *, with_holes: bool = False) -> list[list
     """
     if mask.ndim != 2:
         raise ValueError(f"a mask must be [H, W], got shape {mask.shape}")
-    # OpenCV walks through the centres of pixels. On a mask of twice the size the outline of an object pixel x
-    # lies at 2 x on its near side and at 2 x + 1 on its far one, so (p + 1) // 2 is the edge in the mask.
-    doubled = (mask != 0).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-    mode = cv2.RETR_CCOMP if with_holes else cv2.RETR_EXTERNAL
-    outlines, _ = cv2.findContours(doubled, mode, cv2.CHAIN_APPROX_NONE)
-    return [_corners((outline[:, 0] + 1) // 2).ravel().tolist() for outline in outlines]
+    inside = mask != 0
+    inside = inside if with_holes else ndimage.binary_fill_holes(inside)
+    return [_corners(walk).ravel().tolist() for walk in _walks(inside)]
 
 
-def _corners(points: np.ndarray) -> np.ndarray:
-    """Keep the points at which a closed walk along pixel edges turns."""
-    moves = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
-    before, after = moves - np.roll(moves, 1, axis=0), np.roll(moves, -1, axis=0) - moves
-    return moves[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+def _walks(inside: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield each closed walk along pixel edges: ``int64[N, 3]``, a corner ``x, y`` and the step from it."""
+    leaving = _edges(inside)
+    height, width, _ = leaving.shape
+    y, x, direction = np.nonzero(leaving)  # in the order of the rows
+    next_xy = np.stack([x, y], axis=1) + _STEPS_XY[direction]
+    turned = (direction[:, None] + [-1, 0, 1]) % 4  # a right turn first: it joins what touches at a corner
+    is_there = leaving[next_xy[:, 1, None], next_xy[:, 0, None], turned]
+    after = turned[np.arange(len(turned)), is_there.argmax(axis=1)]
+    place = np.ravel_multi_index((y, x, direction), (height, width, 4))
+    following = np.ravel_multi_index((next_xy[:, 1], next_xy[:, 0], after), (height, width, 4))
+    number_of_next = np.searchsorted(place, following).tolist()
+    edges, is_walked = np.stack([x, y, direction], axis=1), bytearray(len(place))
+    for start in range(len(place)):
+        walk, number = [], start
+        while not is_walked[number]:
+            is_walked[number] = True
+            walk.append(number)
+            number = number_of_next[number]
+        if walk:
+            yield edges[walk]
+
+
+def _edges(inside: np.ndarray) -> np.ndarray:
+    """Return ``bool[H + 1, W + 1, 4]``: whether an outline leaves a corner of pixels in each direction."""
+    around = np.pad(inside, 1)
+    upper_left, upper_right = around[:-1, :-1], around[:-1, 1:]
+    lower_left, lower_right = around[1:, :-1], around[1:, 1:]
+    return np.stack(
+        [
+            lower_right & ~lower_left,
+            upper_right & ~lower_right,
+            upper_left & ~upper_right,
+            lower_left & ~upper_left,
+        ],
+        axis=2,
+    )
+
+
+def _corners(walk: np.ndarray) -> np.ndarray:
+    """Keep the points ``int64[M, 2]`` at which a closed walk turns."""
+    return walk[walk[:, 2] != np.roll(walk[:, 2], 1), :2]

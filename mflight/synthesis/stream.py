@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field, validate_call
@@ -266,7 +265,7 @@ def _draw_masks(sample: EncodedSample, size_hw: tuple[int, int]) -> tuple[np.nda
         except ValueError as error:
             raise PoolError(f"sample {sample.sample_id}: {error}") from error
         boxes[number] = x1, y1, x2, y2
-        masks[number, y1:y2, x1:x2] = cv2.transpose(part.T)  # columns to rows, faster than numpy does it
+        masks[number, y1:y2, x1:x2] = part
     return masks, boxes
 
 

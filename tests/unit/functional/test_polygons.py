@@ -38,6 +38,30 @@ def test_polygons_with_holes_are_the_mask():
         assert np.array_equal(inside_by_even_odd(polygons, mask.shape), mask)
 
 
+def test_the_outlines_are_those_of_opencv():
+    cv2 = pytest.importorskip("cv2")
+    for mask in random_masks(60):
+        for with_holes, mode in ((False, cv2.RETR_EXTERNAL), (True, cv2.RETR_CCOMP)):
+            doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+            found, _ = cv2.findContours(doubled, mode, cv2.CHAIN_APPROX_NONE)
+            theirs = [turning_points((outline[:, 0] + 1) // 2) for outline in found]
+            ours = [np.reshape(polygon, (-1, 2)) for polygon in mask_to_polygons(mask, with_holes=with_holes)]
+            assert sorted(map(from_the_first, ours)) == sorted(map(from_the_first, theirs))
+
+
+def turning_points(points):
+    moved = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
+    into, out_of = moved - np.roll(moved, 1, axis=0), np.roll(moved, -1, axis=0) - moved
+    return moved[into[:, 0] * out_of[:, 1] != into[:, 1] * out_of[:, 0]]
+
+
+def from_the_first(points):
+    """The same walk from its lowest point on; of two visits to it the one that comes from the lower point."""
+    walk = [tuple(point) for point in points.tolist()]
+    first = min(range(len(walk)), key=lambda index: (walk[index], walk[index - 1]))
+    return walk[first:] + walk[:first]
+
+
 def test_small_cases():
     assert mask_to_polygons(np.zeros((3, 4), bool)) == []
     assert mask_to_polygons(np.ones((1, 1), np.uint8)) == [[0, 0, 0, 1, 1, 1, 1, 0]]
