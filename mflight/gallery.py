@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mflight.mistakes import tells_mistakes
 from mflight.synthesis.gallery_page import pool_to_html
 
 
@@ -24,29 +25,22 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
         arguments: of the command line; ``None`` takes those of the process.
-
-    Raises:
-        SystemExit: with the sentence of the error, if the command cannot do what it was asked.
     """
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     output: Path = args.output
-    try:
-        _require_place(output)
-    except OSError as error:
-        raise SystemExit(f"{error}") from None
+    _require_place(output)
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         page = pool_to_html(args.pool, max_images=args.max_images, thumbnail_px=args.thumbnail_px)
         draft.write_text(page, encoding="utf-8")
         os.replace(draft, output)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{error}") from None
     finally:
         draft.unlink(missing_ok=True)
     print(f"Written to {output} ({output.stat().st_size / 2**20:.1f} MB)")

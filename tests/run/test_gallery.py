@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mflight import gallery
+from mflight.mistakes import MistakeExit
 from mflight.synthesis.pool.folder import PoolReader, PoolWriter
 from tests.unit.synthesis.small_pool import fill_pool
 from tests.unit.synthesis.squares import make_sample
@@ -140,9 +141,9 @@ def test_hostile_texts_stay_texts_and_nothing_is_asked_of_the_network(page):
 
 
 def test_the_command_says_what_is_wrong_and_leaves_nothing(tmp_path):
-    with pytest.raises(SystemExit, match=r"is no pool: it has no pool\.json"):
+    with pytest.raises(MistakeExit, match=r"is no pool: it has no pool\.json"):
         gallery.main([str(tmp_path), "--output", str(tmp_path / "page.html")])
     command = [sys.executable, "-m", "mflight.gallery", "x", "--output", str(tmp_path / "none/page.html")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "output must lie in an existing folder" in done.stderr
+    assert done.returncode == 2 and "output must lie in an existing folder" in done.stderr
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
