@@ -1,4 +1,4 @@
-"""From a pool to a dataset in LVIS v1 format, alone or behind the entries of an annotation file."""
+"""From a pool to a dataset in LVIS v1 or YOLO format, alone or behind the entries of an annotation file."""
 
 import logging
 import os
@@ -14,6 +14,7 @@ import numpy as np
 
 from mflight.functional.masks import rle_decode
 from mflight.functional.polygons import mask_to_polygons
+from mflight.synthesis import yolo_files
 from mflight.synthesis.annotation_file import AddedEntries, AnnotationFile
 from mflight.synthesis.pool.folder import PoolReader, SampleRef
 from mflight.synthesis.pool.packing import PoolSample, stored_image
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 ANNOTATION_FILE = "annotations.json"
 IMAGE_FOLDER = "synthetic"
+COCO_HOST = "http://images.cocodataset.org/"
+_MADE = {ANNOTATION_FILE, IMAGE_FOLDER}
+_MADE_FOR_YOLO = {yolo_files.DATA_FILE, yolo_files.IMAGE_FOLDER, yolo_files.LABEL_FOLDER, "labels.cache"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,13 @@ def export_pool(
     pool_dir: str | Path,
     output: str | Path,
     *,
+    file_format: Literal["lvis", "yolo"] = "lvis",
     merge: str | Path | None = None,
     segmentation: Literal["rle", "polygon"] = "rle",
     update_frequency: bool = False,
     overwrite: bool = False,
 ) -> ExportCounts:
-    """Write ``annotations.json`` and the images in ``synthetic/``; all appear at once or not at all.
+    """Write ``annotations.json`` and the images in ``synthetic/``, or YOLO's files; all at once or not.
 
     Images are the pool's own files, byte by byte. Image and annotation ids follow the highest of ``merge``,
     whose entries are taken over as they stand. ``image_count`` and ``instance_count`` of the classes grow by
@@ -64,7 +69,10 @@ def export_pool(
     Args:
         pool_dir: the pool folder.
         output: the folder to make.
-        merge: annotations in LVIS v1 or COCO instance format that the synthetic ones are added to.
+        file_format: ``"lvis"``, or ``"yolo"`` for ultralytics' segmentation: ``data.yaml``, ``images/`` and
+            ``labels/``, see ``mflight.synthesis.yolo_files``.
+        merge: annotations in LVIS v1 or COCO instance format that the synthetic ones are added to. YOLO's
+            files only take the numbers of the classes from it: their places in the order of the ids.
         segmentation: ``"rle"`` keeps the masks to the pixel; ``"polygon"`` is read by Detectron2 too, and
             fills the holes of masks.
         update_frequency: let the ``frequency`` of the merged classes follow the new ``image_count`` by LVIS's
@@ -84,14 +92,19 @@ def export_pool(
         raise FileNotFoundError(f"the file to merge must be an annotation file, found no file at {merge}")
     _check_replaceable(output, [pool_dir, *([] if merge is None else [Path(merge)])], overwrite)
     base = AnnotationFile.read(merge)
+    is_yolo = file_format == "yolo"
     with _appearing(output) as folder:
-        (folder / IMAGE_FOLDER).mkdir()
-        export = _Export(PoolReader(pool_dir), base, folder, segmentation, must_know=merge is not None)
+        images = folder / (yolo_files.IMAGE_FOLDER if is_yolo else IMAGE_FOLDER)
+        images.mkdir()
+        export = _Export(PoolReader(pool_dir), base, images, segmentation, must_know=merge is not None)
         export.add_all()
-        with (folder / ANNOTATION_FILE).open("wb") as file:
-            base.write(file, export.added, update_frequency=update_frequency)
-            file.flush()
-            os.fsync(file.fileno())
+        if is_yolo:
+            yolo_files.write_labels(folder, export.added, base.categories)
+        else:
+            with (folder / ANNOTATION_FILE).open("wb") as file:
+                base.write(file, export.added, update_frequency=update_frequency)
+                file.flush()
+                os.fsync(file.fileno())
     added = export.added
     return ExportCounts(len(added.images), len(added.annotations), len(base.images), export.num_unreadable)
 
@@ -107,7 +120,7 @@ def _check_replaceable(output: Path, sources: Sequence[Path], overwrite: bool) -
         raise FileExistsError(f"{output} exists already; --overwrite replaces it")
     if not output.is_dir():
         raise ValueError(f"only an earlier export can be replaced, {output} is a file")
-    foreign = sorted({entry.name for entry in output.iterdir()} - {ANNOTATION_FILE, IMAGE_FOLDER})
+    foreign = sorted({entry.name for entry in output.iterdir()} - _MADE - _MADE_FOR_YOLO)
     if foreign:
         raise ValueError(f"only an earlier export can be replaced, {output} also holds {foreign[0]!r}")
 
@@ -116,9 +129,9 @@ class _Export:
     """Collects the entries of a pool's samples and writes their images."""
 
     def __init__(
-        self, reader: PoolReader, base: AnnotationFile, folder: Path, segmentation: str, must_know: bool
+        self, reader: PoolReader, base: AnnotationFile, images: Path, segmentation: str, must_know: bool
     ):
-        self._reader, self._folder, self._segmentation = reader, folder, segmentation
+        self._reader, self._images, self._segmentation = reader, images, segmentation
         self._known = {entry["id"]: entry["name"] for entry in base.categories} if must_know else None
         self._image_id, self._annotation_id = base.max_image_id, base.max_annotation_id
         self.added = AddedEntries()
@@ -143,17 +156,17 @@ class _Export:
         for entry in categories_of(sample):
             self._check_known(entry, sample.sample_id)
             self.added.categories.setdefault(entry["id"], entry)
-        (self._folder / IMAGE_FOLDER / name).write_bytes(picture)
+        (self._images / name).write_bytes(picture)
         self._image_id += 1
         height, width = sample.image.shape[:2]
-        place = f"{IMAGE_FOLDER}/{name}"
+        place = f"{self._images.name}/{name}"
         self.added.images.append(
             {
                 "id": self._image_id,
                 "height": height,
                 "width": width,
                 "file_name": place,
-                "coco_url": place,  # LVIS's readers take folder and name of an image from the end of its URL
+                "coco_url": COCO_HOST + place,  # LVIS's readers cut the host off, or take the last two parts
                 "neg_category_ids": [],
                 "not_exhaustive_category_ids": asked_for,
                 "synthetic": True,
@@ -175,6 +188,7 @@ class _Export:
             "bbox": annotation["bbox"],
             "area": area,
             "segmentation": outline,
+            "iscrowd": 0,
         }
 
     def _check_known(self, entry: dict[str, Any], sample_id: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from mflight import export
 from mflight.minilvis.dataset import MiniLVISSize, build_minilvis
+from mflight.mistakes import MistakeExit
 from tests.unit.synthesis.small_pool import fill_pool
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def test_the_command_writes_a_dataset_and_says_where(pool, tmp_path):
     assert f"3 synthetic images with 9 instances are in {tmp_path / 'out'}" in done.stdout
     assert len(lvis.LVIS(str(tmp_path / "out/annotations.json")).get_img_ids()) == 3
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert again.returncode == 1 and "exists already; --overwrite replaces it" in again.stderr
+    assert again.returncode == 2 and "exists already; --overwrite replaces it" in again.stderr
     assert "Traceback" not in again.stderr
 
 
@@ -34,6 +35,6 @@ def test_a_pool_of_another_dataset_is_not_merged(pool, tmp_path):
         train_images={"rare": (1, 1), "common": (11, 11), "frequent": (12, 12)}, val_instances=1
     )
     dataset = build_minilvis(tmp_path / "minilvis", size=size)
-    with pytest.raises(SystemExit, match="the pool was drawn for another dataset"):
+    with pytest.raises(MistakeExit, match="the pool was drawn for another dataset"):
         export.main([str(pool), str(tmp_path / "out"), "--merge", str(dataset / "train.json")])
     assert [path.name for path in tmp_path.iterdir()] == ["minilvis"]

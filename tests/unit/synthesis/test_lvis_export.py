@@ -85,6 +85,15 @@ def test_images_are_the_pools_own_bytes_and_classes_have_names_and_definitions(p
     assert told.items() <= {entry["name"]: entry["def"] for entry in CATEGORIES}.items() and len(told) > 2
 
 
+def test_stock_readers_find_instances_and_images(pool, tmp_path):
+    export_pool(pool, tmp_path / "out")
+    told = read(tmp_path / "out")
+    assert {entry["iscrowd"] for entry in told["annotations"]} == {0}
+    for image in told["images"]:
+        assert image["coco_url"] == f"http://images.cocodataset.org/{image['file_name']}"
+        assert (tmp_path / "out" / image["file_name"]).is_file()
+
+
 def test_only_own_classes_are_known_and_their_objects_are_not_counted(pool, tmp_path):
     export_pool(pool, tmp_path / "out")
     for image, sample in zip(read(tmp_path / "out")["images"], samples_of(pool), strict=True):
