@@ -49,15 +49,14 @@ class SeriesLock:
 def hold_pool(folder: Path, *, wait: bool) -> Iterator[bool]:
     """Keep evictions, and the opening of a series, to one process at a time.
 
+    A file system without locks is a ``PoolError``.
+
     Args:
         folder: the pool folder.
         wait: wait for the process that holds it.
 
     Yields:
         Whether it is held; False only without ``wait``.
-
-    Raises:
-        PoolError: if the file system has no locks.
     """
     descriptor = os.open(folder / "pool.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
