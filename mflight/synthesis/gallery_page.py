@@ -105,7 +105,7 @@ def pool_to_html(
     for sample in _read_all(reader, refs):
         counts.add_sample(sample)
         if sample.sample_id in shown:
-            samples.append(_describe(sample, thumbnail_px, quality))
+            samples.append(describe_sample(sample, thumbnail_px, quality))
     num_dropped = 0
     for line in _dropped_lines(folder):
         counts.add_dropped(line)
@@ -158,7 +158,17 @@ def _dropped_lines(folder: Path) -> Iterable[DroppedLine]:
                 yield line
 
 
-def _describe(sample: PoolSample, thumbnail_px: int, quality: int) -> dict[str, Any]:
+def describe_sample(sample: PoolSample, thumbnail_px: int, quality: int) -> dict[str, Any]:
+    """Return what a page shows of a sample: its image as a data URI, its regions with outlines as SVG paths.
+
+    Args:
+        sample: of a pool.
+        thumbnail_px: longest side of the shown image, in px.
+        quality: of its WebP, 1 to 100.
+
+    Returns:
+        JSON types; ``scale`` takes the paths, which are in shown pixels, to those of the sample.
+    """
     height, width = sample.image.shape[:2]
     scale = min(1.0, thumbnail_px / max(height, width))
     shown_hw = max(1, round(height * scale)), max(1, round(width * scale))

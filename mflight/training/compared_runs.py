@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mflight.training.job_names import says_where_not_what
 
@@ -116,6 +116,22 @@ def _value(run: ComparedRun, key: str) -> str:
     return run.choices.get(key, run.settings.get(key, "-"))
 
 
+def settings_of(cfg: DictConfig) -> dict[str, str]:
+    """Return the value of each key of a config as text, leaf by leaf; interpolations stay as they are."""
+    return _leaves(OmegaConf.to_container(cfg, resolve=False))
+
+
+def read_settings(folder: Path) -> dict[str, str]:
+    """Return ``settings_of`` the config that a run folder keeps."""
+    return settings_of(OmegaConf.load(folder / CONFIG_FILE))
+
+
+def differing_settings(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Return the keys in which two trainings differ, but for those that say where and not what."""
+    keys = dict.fromkeys([*one, *other])
+    return [key for key in keys if not says_where_not_what(key) and one.get(key) != other.get(key)]
+
+
 def _read_run(folder: Path) -> ComparedRun:
     cfg, hydra_cfg = OmegaConf.load(folder / CONFIG_FILE), OmegaConf.load(folder / HYDRA_FILE).hydra
     results = json.loads((folder / RESULTS_FILE).read_text())
@@ -123,7 +139,7 @@ def _read_run(folder: Path) -> ComparedRun:
         folder=folder,
         seed=cfg.get("seed", "-"),
         figures={key: float(value) for key, value in results.items() if isinstance(value, int | float)},
-        settings=_leaves(OmegaConf.to_container(cfg, resolve=False)),
+        settings=settings_of(cfg),
         choices={
             group: str(option)
             for group, option in hydra_cfg.runtime.choices.items()

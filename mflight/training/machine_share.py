@@ -40,7 +40,7 @@ def take_share(folder: Path, num_shares: int) -> None:
     share = _lock_one(folder, num_shares)
     multiprocessing.set_start_method(None, force=True)  # joblib's own is unknown to what its workers start
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else _all_gpus()
+    gpus = named.split(",") if named else all_gpus()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share_of(gpus, share, num_shares))
     if hasattr(os, "sched_setaffinity"):
@@ -56,7 +56,8 @@ def share_of(things: Sequence[Any], share: int, num_shares: int) -> list[Any]:
     return list(things[begin:end])
 
 
-def _all_gpus() -> list[str]:
+def all_gpus() -> list[str]:
+    """Return the numbers of the GPUs that this process sees."""
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]

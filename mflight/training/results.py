@@ -36,6 +36,7 @@ def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None =
     rows = _with_train_counts(getattr(module, "per_class", []), data if has_slots else None)
     results = {
         "steps": trainer.global_step,
+        "num_ranks": trainer.world_size,
         **_training_time(trainer),
         **figures,
         **(slot_figures(data.counts) if has_slots else {}),

@@ -74,6 +74,7 @@ def test_every_root_file_composes(name):
         "evaluate": ["annotations=a.json", "predictions=b.json"],
         "generate": ["paths.pool_dir=pools/test"],
         "check_data": ["data=minilvis"],
+        "prove": RUNTIME,
     }
     cfg = compose_with(given[name], name)
     assert len(cfg) > 0

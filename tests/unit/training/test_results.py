@@ -33,7 +33,11 @@ def test_the_files_are_written_for_somebody_elses_module_and_data(tmp_path, caps
     trainer = stock_trainer(tmp_path)
     trainer.strategy.connect(ForeignModule())
     report_results(trainer, run_dir=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"steps": 0, "messages": []}
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == {
+        "steps": 0,
+        "num_ranks": 1,
+        "messages": [],
+    }
     assert json.loads((tmp_path / "run" / "per_class.json").read_text()) == []
     assert str(tmp_path / "run") in capsys.readouterr().out.replace("\n", "")
 
