@@ -3,13 +3,9 @@
 python -m mflight.evaluate annotations=GT.json predictions=RESULTS.json [output=OUT.json] [per_class=OUT.csv]
 python -m mflight.evaluate checkpoint=RUN [devices=auto] [overrides='["data.root=/elsewhere"]']
 python -m mflight.evaluate pool=POOL segmenter=facebook/sam-vit-huge
+python -m mflight.evaluate pool=POOL checkpoint=RUN
 """
 
-import csv
-import io
-import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from mflight.evaluation.figure_files import require_folders, write_figures
 from mflight.mistakes import tells_mistakes
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
@@ -26,10 +23,10 @@ _QUESTIONS = {
     "predictions": "annotations=GT.json predictions=RESULTS.json",
     "checkpoint": "checkpoint=RUN",
     "pool": "pool=POOL segmenter=facebook/sam-vit-huge",
+    "checkpoint and pool": "pool=POOL checkpoint=RUN",
 }
 
 Figures = dict[str, dict[str, float]]
-Rows = list[dict[str, Any]]
 
 
 def evaluate(
@@ -69,7 +66,7 @@ def evaluate(
     for key, path in inputs.items():
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"{key} must be an existing JSON file, found no file at {path}")
-    _require_folders(output, per_class)
+    require_folders(output, per_class)
     evaluator = score_results(
         ground_truth=annotations, results=predictions, max_detections=max_detections, num_workers=num_workers
     )
@@ -78,7 +75,7 @@ def evaluate(
 
         evaluator.take_missing_counts_of(read_categories(train_annotations))
     figures = evaluator.compute()
-    _write(figures, evaluator.per_class(), output, per_class)
+    write_figures(figures, evaluator.per_class(), output, per_class)
     return figures
 
 
@@ -109,7 +106,7 @@ def evaluate_checkpoint(
     """
     from mflight.training.run_folder import find_checkpoint
 
-    _require_folders(output, per_class)
+    require_folders(output, per_class)
     find_checkpoint(checkpoint)  # a sentence, before torch is loaded
     from mflight.training.validation import validate_checkpoint
 
@@ -121,7 +118,7 @@ def evaluate_checkpoint(
         prior_tau=prior_tau,
     )
     if figures:
-        _write(figures, rows, output, per_class)
+        write_figures(figures, rows, output, per_class)
     return figures
 
 
@@ -149,7 +146,7 @@ def evaluate_pool(
     Raises:
         FileNotFoundError: if there is no pool, no SAM checkpoint, or the folder of an output does not exist.
     """
-    _require_folders(output, per_class)
+    require_folders(output, per_class)
     if not (Path(pool) / "pool.json").is_file():
         raise FileNotFoundError(f"pool must be a pool folder, found no pool.json in {pool}")
     from mflight.detection.segment_anything import SegmentAnything
@@ -160,7 +157,38 @@ def evaluate_pool(
     )
     counts = {"num_images": quality.num_images, "num_instances": quality.num_instances}
     figures = {"masks": {**quality.compute(), **counts}}
-    _write(figures, quality.per_class(), output, per_class)
+    write_figures(figures, quality.per_class(), output, per_class)
+    return figures
+
+
+def evaluate_confirmation(
+    pool: str,
+    checkpoint: str,
+    output: str | None = None,
+    per_class: str | None = None,
+    max_images: int | None = None,
+    overrides: list[str] | None = None,
+) -> Figures:
+    """Tell which instances of a pool ``callbacks.detector_check`` would leave out, and write the figures.
+
+    Args:
+        pool: the pool folder.
+        checkpoint: of the detector that is asked, see ``validate_checkpoint``.
+        output: as for ``evaluate``.
+        per_class: as for ``evaluate``.
+        max_images: the first ones only; None for all.
+        overrides: ``key=value`` of the run's config.
+
+    Returns:
+        By frequency the share of the instances below each threshold, in percent.
+    """
+    require_folders(output, per_class)
+    from mflight.training.pool_check import check_pool
+
+    figures, rows = check_pool(
+        checkpoint=checkpoint, pool=pool, overrides=overrides or [], max_images=max_images
+    )
+    write_figures(figures, rows, output, per_class)
     return figures
 
 
@@ -194,41 +222,6 @@ def _labeled_images(pool: Path, max_images: int | None) -> Iterator[Any]:
         yield sample.image, masks, [annotation["category_id"] for annotation in sample.annotations]
 
 
-def _require_folders(output: str | None, per_class: str | None) -> None:
-    for key, path in (("output", output), ("per_class", per_class)):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(
-                f"{key} must lie in an existing folder, found none at {Path(path).parent}"
-            )
-
-
-def _write(figures: Figures, rows: Rows, output: str | None, per_class: str | None) -> None:
-    if output is not None:
-        _write_atomically(Path(output), json.dumps(figures, indent=2) + "\n")
-    if per_class is not None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(rows[0]) if rows else ["category_id"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        _write_atomically(Path(per_class), text.getvalue())
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
 def answer(cfg: DictConfig) -> Figures:
     """Answer the one question that the config poses.
 
@@ -236,13 +229,14 @@ def answer(cfg: DictConfig) -> Figures:
         cfg: ``conf/evaluate.yaml`` with its overrides.
 
     Returns:
-        As ``evaluate``, ``evaluate_checkpoint`` or ``evaluate_pool``.
+        As ``evaluate``, ``evaluate_checkpoint``, ``evaluate_pool`` or ``evaluate_confirmation``.
 
     Raises:
         ValueError: if it poses none, several, or half a question.
     """
-    asked = [key for key in _QUESTIONS if cfg[key] is not None]
-    if len(asked) != 1:
+    asked = [key for key in ("predictions", "checkpoint", "pool") if cfg[key] is not None]
+    is_asked_of_both = asked == ["checkpoint", "pool"] and cfg.segmenter is None
+    if len(asked) != 1 and not is_asked_of_both:
         commands = ", or ".join(f"python -m mflight.evaluate {command}" for command in _QUESTIONS.values())
         raise ValueError(f"one of {', '.join(_QUESTIONS)} must be set, got {asked or 'none'}: {commands}")
     files = {"output": cfg.output, "per_class": cfg.per_class}
@@ -259,8 +253,11 @@ def answer(cfg: DictConfig) -> Figures:
             train_annotations=cfg.train_annotations,
             **files,
         )
+    overrides = OmegaConf.to_container(cfg.overrides)
+    if is_asked_of_both:
+        of_pool = {"max_images": cfg.max_images, "overrides": overrides}
+        return evaluate_confirmation(cfg.pool, cfg.checkpoint, **of_pool, **files)
     if cfg.checkpoint is not None:
-        overrides = OmegaConf.to_container(cfg.overrides)
         return evaluate_checkpoint(
             cfg.checkpoint,
             max_detections=cfg.max_detections,

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import box_iou
 
 _OF_INSTANCES = ("boxes", "labels", "masks")  # what a detector reads of a target
@@ -123,3 +125,36 @@ def own_scores(scores: Tensor, labels: Tensor, matched: Tensor, *, num_instances
     is_spoken_of = torch.zeros_like(best, dtype=torch.bool)
     is_spoken_of[matched[on_object]] = True
     return torch.where(is_spoken_of, best, 1.0)
+
+
+@torch.no_grad()
+def judge_instances(
+    detector: GeneralizedRCNN, image: Tensor, target: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Measure the instances of an image by what :class:`Verification` compares with its bounds.
+
+    Args:
+        detector: of ``build_mask_rcnn``, in evaluation.
+        image: float32[3, H, W] in [0, 1].
+        target: of the image.
+
+    Returns:
+        float32[N], the best box IoU of a proposal with each instance, 0 without proposals; and float32[N],
+        the best score of its class on its own box and on the proposals that would be learnt from as it.
+    """
+    images, (target,) = detector.transform([image], [dict(target)])
+    features, heads, boxes = detector.backbone(images.tensors), detector.roi_heads, target["boxes"]
+    (proposals,), _ = detector.rpn(images, features)
+    overlaps = F.pad(box_iou(boxes, proposals), (0, 1))  # [N, R + 1]: the last is no proposal
+    if not len(boxes):
+        return overlaps.sum(dim=1), overlaps.sum(dim=1)
+    best, instance = overlaps[:, :-1].max(dim=0)
+    is_on = best >= heads.proposal_matcher.high_threshold
+    regions = torch.cat([boxes, proposals[is_on]])
+    matched = torch.cat([torch.arange(len(boxes), device=instance.device), instance[is_on]])
+    logits, _ = heads.box_predictor(
+        heads.box_head(heads.box_roi_pool(features, [regions], images.image_sizes))
+    )
+    scores = heads.classification_loss.scores(logits.float())
+    own = own_scores(scores, target["labels"][matched], matched, num_instances=len(boxes))
+    return overlaps.amax(dim=1), own

@@ -67,3 +67,18 @@ def test_masks_of_a_pool_are_compared_with_sams(jobs, tmp_path):
     mean = sum(float(row["mIoU"]) * int(row["num_instances"]) for row in rows) / 6
     assert figures["masks"]["mIoU"] == pytest.approx(mean) and 0 < mean < 100
     assert f"{mean:.2f}" in printed
+
+
+def test_a_detector_says_what_it_confirms_of_a_pool(jobs, default_job):
+    assert default_job.process.returncode == 0, default_job.output
+    run_dir = default_job.run_dir
+    figures, rows, printed = evaluate(
+        jobs, f"checkpoint={run_dir}", f"pool={run_dir / 'pool'}", "max_images=3"
+    )
+    assert set(figures) == {"all", "rare", "common", "frequent"}
+    shares = [figures["all"][f"score < {bound}"] for bound in ("0.01", "0.03", "0.1", "0.3", "0.5")]
+    assert shares == sorted(shares) and shares[-1] > 0
+    num_instances = sum(int(row["num_instances"]) for row in rows)
+    assert 3 <= num_instances <= 12
+    left_out = sum(float(row["score < 0.5"]) * int(row["num_instances"]) for row in rows) / num_instances
+    assert left_out == pytest.approx(shares[-1]) and f"{shares[-1]:.2f}" in printed

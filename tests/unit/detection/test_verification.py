@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mflight.detection.verification import Verification, own_scores
+from mflight.detection.verification import Verification, judge_instances, own_scores
 from tests.unit.detection.test_loss_weights import build, target
+from tests.unit.detection.test_mask_rcnn import build_tiny, draw_shapes
 
 BOXES = torch.tensor([[0.0, 0, 20, 20], [40.0, 40, 60, 60]])
 NEAR_FIRST = torch.tensor([[0.0, 0, 20, 10], [30.0, 0, 50, 20]])  # IoU 0.5 with the first, 0 with the second
@@ -105,3 +106,26 @@ def test_what_no_proposal_finds_is_left_out_by_all_losses():
     assert counts == [1, 1]
     for _, synthetic in verified.values():
         assert synthetic is None or (synthetic == 0).all()
+
+
+def test_a_trained_detector_judges_by_its_proposals_and_scores():
+    model, (images, targets) = build_tiny().eval(), draw_shapes()
+    model.rpn.forward = lambda *_: ([torch.tensor([[6.0, 8, 26, 18], [0.0, 50, 9, 60]])], {})
+    ious, scores = judge_instances(model, images[0], targets[0])  # a square of 20 px, a disc far from both
+    assert ious.tolist() == pytest.approx([0.5, 0.0])
+    seen = []
+    model.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, args: seen.extend(args[1]))
+    assert torch.equal(judge_instances(model, images[0], targets[0])[1], scores)
+    assert seen[0].tolist() == [
+        *targets[0]["boxes"].tolist(),
+        [6, 8, 26, 18],
+    ]  # their own boxes, and one on it
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_images_without_instances_or_proposals_are_judged_too():
+    model, (images, targets) = build_tiny().eval(), draw_shapes()
+    assert [len(values) for values in judge_instances(model, images[2], targets[2])] == [0, 0]
+    model.rpn.forward = lambda *_: ([torch.zeros(0, 4)], {})
+    ious, scores = judge_instances(model, images[0], targets[0])
+    assert ious.tolist() == [0.0, 0.0] and (scores > 0).all()

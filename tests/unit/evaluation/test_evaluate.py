@@ -58,8 +58,9 @@ def test_per_class_table_holds_a_row_for_each_class(tmp_path, files):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], r"one of predictions, checkpoint, pool must be set, got none"),
-        (["pool=a", "checkpoint=b"], r"must be set, got \['checkpoint', 'pool'\]"),
+        ([], r"one of predictions, checkpoint, pool, checkpoint and pool must be set, got none"),
+        (["pool=a", "checkpoint=b", "segmenter=c"], r"must be set, got \['checkpoint', 'pool'\]"),
+        (["pool=nowhere", "checkpoint=nowhere"], "checkpoint must name a run folder .*nowhere is not there"),
         (["predictions=a"], "annotations is not set"),
         (["pool=a"], "segmenter is not set"),
         (["pool=nowhere", "segmenter=b"], "found no pool.json in nowhere"),
