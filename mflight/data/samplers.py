@@ -203,11 +203,39 @@ class ClassAwareSampler(EpochSampler):
         return indices
 
 
+def mix_frequencies(
+    real: Mapping[int, float], synthetic: Mapping[int, float], synthetic_ratio: float
+) -> dict[int, float]:
+    """Return the share of all images, real and synthetic, that show a class, of the classes in ``real``.
+
+    Args:
+        real: share of the real images, by class.
+        synthetic: share of the synthetic images, by class; a class that is not there has none.
+        synthetic_ratio: share of synthetic images among all, in [0, 1).
+
+    Returns:
+        The shares by class.
+
+    Source:
+        Xie et al., "MosaicFusion", arXiv:2309.13042, merges the annotations before repeat factors are taken.
+
+    Example:
+        >>> mix_frequencies({1: 0.5, 2: 0.1}, {2: 0.5}, synthetic_ratio=0.25)
+        {1: 0.375, 2: 0.2}
+    """
+    return {
+        category: (1 - synthetic_ratio) * frequency + synthetic_ratio * synthetic.get(category, 0.0)
+        for category, frequency in real.items()
+    }
+
+
 def build_sampler(
     image_categories: Sequence[Sequence[int]],
     *,
     sampling: Literal["repeat_factor", "class_aware"],
     repeat_threshold: float,
+    synthetic_frequencies: Mapping[int, float] | None = None,
+    synthetic_ratio: float = 0.0,
     **place: int,
 ) -> EpochSampler:
     """Build the sampler that the config names.
@@ -216,6 +244,9 @@ def build_sampler(
         image_categories: the classes of each image.
         sampling: by repeat factors, or by classes in turn.
         repeat_threshold: of :func:`repeat_factors`; 0 repeats nothing.
+        synthetic_frequencies: share of the synthetic images that show a class; with it the repeat factors are
+            those of real and synthetic images together.
+        synthetic_ratio: share of synthetic images among all.
         **place: ``seed``, ``rank`` and ``num_ranks``.
 
     Returns:
@@ -223,7 +254,10 @@ def build_sampler(
     """
     if sampling == "class_aware":
         return ClassAwareSampler(image_categories=image_categories, **place)
-    factors = repeat_factors(category_frequencies(image_categories), image_categories, repeat_threshold)
+    frequencies = category_frequencies(image_categories)
+    if synthetic_frequencies is not None:
+        frequencies = mix_frequencies(frequencies, synthetic_frequencies, synthetic_ratio)
+    factors = repeat_factors(frequencies, image_categories, repeat_threshold)
     return RepeatFactorSampler(factors=factors, **place)
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -154,6 +155,21 @@ class SynthesisService:
         )
         restarts = {"max_restarts": max_restarts, "backoff_s": backoff_s, "without_worker": without_worker}
         self._workers = [WorkerPlace(spec, **restarts) for spec in _assign(template, devices)]
+
+    def category_frequencies(self, num_requests: int = 1000) -> dict[int, float]:
+        """Return the share of the canvases that will show a class, by category_id, before any filter.
+
+        Args:
+            num_requests: canvases planned for the estimate; nothing is drawn.
+
+        Returns:
+            The shares, in (0, 1].
+        """
+        from hydra.utils import instantiate
+
+        planner = instantiate(dict(self._workers[0].spec.planner), _convert_="all")
+        counts = Counter(c for index in range(num_requests) for c in set(planner.request(index).category_ids))
+        return {category_id: count / num_requests for category_id, count in counts.items()}
 
     def start(self) -> None:
         """Start the workers; they load their models while the caller goes on."""

@@ -112,6 +112,15 @@ class PoolStream(IterableDataset):
         """The classes that give the labels."""
         return self._categories
 
+    def category_frequencies(self) -> dict[int, float]:
+        """Return the share of the pool's images that show a class, by category_id, as it stands now.
+
+        A class that an image shows twice counts twice, up to a share of 1.
+        """
+        self._poll()
+        kept = self._reader.acceptance
+        return {category_id: min(1.0, n / kept.num_images) for category_id, n in kept.num_kept.items()}
+
     @property
     def acceptance(self) -> AcceptanceCounts:
         """Regions drawn and kept by class, over all ranks, as far as the pool has been looked at."""

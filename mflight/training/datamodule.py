@@ -50,6 +50,8 @@ class MixedDataModule(L.LightningDataModule):
         num_workers: processes that read images for each rank; 0 reads in the trainer's own.
         sampling: which images come how often, see ``mflight.data.samplers``.
         repeat_threshold: images of classes in a smaller share of the images are repeated; 0 repeats none.
+        repeat_factors: that share is one of the ``real`` images, or of real and synthetic images together
+            (``mixed``): those that the pool holds, or where a service draws those that it plans.
         cache_dir: folder of the annotations' flat arrays.
         prepare: makes the dataset where it is not there yet.
         control: real images fill the synthetic slots: the control of as many images.
@@ -83,6 +85,7 @@ class MixedDataModule(L.LightningDataModule):
         num_workers: Annotated[int, Field(ge=0)] = 4,
         sampling: Literal["repeat_factor", "class_aware"] = "repeat_factor",
         repeat_threshold: Annotated[float, Field(ge=0.0)] = 0.001,
+        repeat_factors: Literal["real", "mixed"] = "real",
         cache_dir: Path | None = None,
         prepare: Callable[[], Any] | None = None,
         control: bool = False,
@@ -106,6 +109,7 @@ class MixedDataModule(L.LightningDataModule):
         self._val_batch_size, self._epoch_steps = val_batch_size, epoch_steps
         self._num_workers = num_workers
         self._sampling = {"sampling": sampling, "repeat_threshold": repeat_threshold}
+        self._repeat_factors = repeat_factors
         self._share, self._control, self._wait = share, control, wait
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
         self._sharing, self._turn_steps = sharing, turn_steps
@@ -243,7 +247,7 @@ class MixedDataModule(L.LightningDataModule):
             self.stream = self._build_stream(categories=train.categories, rank=rank, world_size=world_size)
         return MixedBatches(
             real=train if self._copy_paste is None else CopyPasteDataset(train, self._copy_paste),
-            sampler=build_sampler(image_categories, **self._sampling, **place),
+            sampler=build_sampler(image_categories, **self._sampling, **self._synthetic_part(), **place),
             share=share,
             synthetic=self.stream,
             control=self._control,
@@ -256,6 +260,14 @@ class MixedDataModule(L.LightningDataModule):
             rank=rank,
             seed=self._seed,
         )
+
+    def _synthetic_part(self) -> dict[str, Any]:
+        """Return what repeat factors of real and synthetic images together ask for."""
+        source = self._build_service() if self._build_service is not None else self.stream
+        if self._repeat_factors == "real" or source is None:
+            return {}
+        frequencies = source.category_frequencies()
+        return {"synthetic_frequencies": frequencies, "synthetic_ratio": self._share.synthetic_ratio}
 
     def _synthetic_transform(self) -> Callable:
         if self._downscale is None:

@@ -157,3 +157,18 @@ def test_the_config_names_the_sampler():
     assert Counter(repeat.epoch_indices(0).tolist())[3] == 2
     aware = build_sampler(images, sampling="class_aware", repeat_threshold=1.0, seed=1)
     assert Counter(aware.epoch_indices(0).tolist())[3] == 2 and len(aware.epoch_indices(0)) == 4
+
+
+def test_repeat_factors_of_real_and_synthetic_images_together():
+    images = [[1], [1], [1], [1, 2]]  # f(2) = 1/4; in 1/2 of the synthetic images, a fifth of all
+    place = {"seed": 0, "rank": 0, "num_ranks": 1}
+    settings = {"sampling": "repeat_factor", "repeat_threshold": 1.0, **place}
+    alone = build_sampler(images, **settings)
+    mixed = build_sampler(images, **settings, synthetic_frequencies={2: 0.5, 9: 1.0}, synthetic_ratio=0.2)
+    counts = [
+        Counter(index for e in range(400) for index in s.epoch_indices(e).tolist()) for s in (alone, mixed)
+    ]
+    assert counts[0][3] / 400 == pytest.approx(2.0)  # sqrt(1 / 0.25)
+    # f(1) = 0.8 * 1 = 0.8, f(2) = 0.8 * 0.25 + 0.2 * 0.5 = 0.3
+    assert counts[1][3] / 400 == pytest.approx((1 / 0.3) ** 0.5, abs=0.08)
+    assert counts[1][0] / 400 == pytest.approx((1 / 0.8) ** 0.5, abs=0.08)

@@ -80,3 +80,11 @@ def test_a_service_that_cannot_start_a_process_says_so_and_goes_on(tmp_path, mon
     assert "could not be started (OSError: [Errno 24] Too many open files)" in report.messages[0]
     assert report.given_up == 1
     running.stop()
+
+
+def test_it_tells_which_classes_it_will_draw_before_it_draws(tmp_path):
+    # a rare class of two in turn, and three partners of any of four: 1 - (1 - 1/2) (3/4)^3, 1 - (3/4)^3
+    frequencies = service(tmp_path).category_frequencies(num_requests=2000)
+    assert [frequencies[c] for c in (2, 9)] == pytest.approx([0.789, 0.789], abs=0.04)
+    assert [frequencies[c] for c in (5, 11)] == pytest.approx([0.578, 0.578], abs=0.04)
+    assert not list(tmp_path.iterdir())

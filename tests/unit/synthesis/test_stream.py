@@ -307,3 +307,11 @@ def test_mixed_batches_over_a_pool_resume_as_if_never_stopped(pool):
     resumed.load_state_dict(stopped.state_dict())
     assert before + ids(resumed) == expected
     assert resumed.counts == whole.counts
+
+
+def test_it_tells_the_share_of_images_that_show_a_class(tmp_path):
+    with PoolWriter(tmp_path, "w0") as writer:
+        for index, category_id in enumerate((2, 2, 2, 5)):
+            writer.append(make_sample(index, category_id=category_id), index=index)
+    assert stream(tmp_path).category_frequencies() == {2: 0.75, 5: 0.25}
+    assert stream(tmp_path / "nowhere").category_frequencies() == {}
