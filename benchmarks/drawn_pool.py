@@ -55,6 +55,13 @@ def draw_mosaics(count: int, seed: int) -> Iterator[PoolSample]:
         )
 
 
+def draw_pool(folder: Path, count: int = 150, seed: int = 5) -> None:
+    """Fill a pool."""
+    with PoolWriter(folder, "painter") as writer:
+        for index, sample in enumerate(draw_mosaics(count, seed)):
+            writer.append(sample, index=index)
+
+
 def _moved(placement: Placement, x: float, y: float) -> Placement:
     center_x, center_y = placement.center_xy
     return replace(placement, center_xy=(center_x + x, center_y + y))
@@ -79,9 +86,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=150)
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
-    with PoolWriter(args.pool_dir, "painter") as writer:
-        for index, sample in enumerate(draw_mosaics(args.count, args.seed)):
-            writer.append(sample, index=index)
+    draw_pool(args.pool_dir, args.count, args.seed)
     print(f"{args.count} drawn mosaics are in {args.pool_dir}")
 
 

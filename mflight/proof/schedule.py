@@ -80,7 +80,14 @@ def visible_gpus() -> list[str]:
     return all_gpus() if named is None else [each for each in named.split(",") if each]
 
 
-def run_all(runs: Sequence[Run], places: Sequence[Place], tell: Callable[[str], None], *, lock: int) -> None:
+def run_all(
+    runs: Sequence[Run],
+    places: Sequence[Place],
+    tell: Callable[[str], None],
+    *,
+    lock: int,
+    note_finished: Callable[[Run, float], None] | None = None,
+) -> None:
     """Train what is not finished, side by side where there is room, until all is done.
 
     After an error nothing more is started, and what runs is finished. However this ends, no process is left.
@@ -90,11 +97,12 @@ def run_all(runs: Sequence[Run], places: Sequence[Place], tell: Callable[[str], 
         places: of the machine.
         tell: takes a line for a person.
         lock: an open file that each training holds as long as it lives.
+        note_finished: called with each run that has just ended well, and the seconds since its start.
 
     Raises:
         RunFailedError: if a training has ended with an error.
     """
-    work = _Work(runs, places, tell, lock)
+    work = _Work(runs, places, tell, lock, note_finished)
     try:
         while work.goes_on:
             work.start_what_fits()
@@ -109,9 +117,16 @@ def run_all(runs: Sequence[Run], places: Sequence[Place], tell: Callable[[str], 
 class _Work:
     """What waits, what runs, what has ended."""
 
-    def __init__(self, runs: Sequence[Run], places: Sequence[Place], tell: Callable[[str], None], lock: int):
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        places: Sequence[Place],
+        tell: Callable[[str], None],
+        lock: int,
+        note_finished: Callable[[Run, float], None] | None,
+    ):
         self._waiting = [run for run in runs if not run.is_finished]
-        self._places, self._tell, self._lock = places, tell, lock
+        self._places, self._tell, self._lock, self._note_finished = places, tell, lock, note_finished
         self._busy: dict[Run, _Busy] = {}
         self._total, self._num_done, self._started_at = len(self._waiting), 0, time.monotonic()
         self.failed: list[str] = []
@@ -133,6 +148,8 @@ class _Work:
             del self._busy[run]
             if process.poll() == 0 and run.is_finished:
                 self._num_done += 1
+                if self._note_finished is not None:
+                    self._note_finished(run, process.elapsed_s)
                 took = f"{_figures(run)} in {duration(process.elapsed_s)}"
                 self._tell(f"{run.name}: {took}; {self._num_done} of {self._total}{self._time_left()}")
             else:
