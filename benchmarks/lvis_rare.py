@@ -111,6 +111,8 @@ def overrides(data: Path, run_dir: Path, options: argparse.Namespace) -> list[st
     return [
         "experiment=lvis_rare",
         "diffusion=mini_sd",
+        "diffusion.unknown_classes=draw",
+        "synthesis.max_fallback_ratio=1",  # so few steps end before the first images come
         f"data.root={data}",
         f"data.batch_size={options.batch_size}",
         "data.num_workers=0",

@@ -21,7 +21,8 @@ class SegmentAnything:
 
     Args:
         checkpoint: hub id, such as ``facebook/sam-vit-huge``, or a folder; transformers' ``SamModel`` format.
-        device: torch's name of the device; ``"auto"`` is the first GPU, else the CPU.
+        device: torch's name of the device; ``"auto"`` is the first GPU, else the CPU, and ``"meta"`` looks at
+            the checkpoint without reading its weights.
         dtype: precision of the weights; ``"auto"`` is float16 on a GPU and float32 elsewhere.
         max_boxes: boxes of an image that are decoded together; bounds the memory.
 
@@ -49,7 +50,7 @@ class SegmentAnything:
         self._device = torch.device(device)
         is_gpu = self._device.type == "cuda"
         self._dtype = _DTYPES[("float16" if is_gpu else "float32") if dtype == "auto" else dtype]
-        self._model, self._processor = _load(self.checkpoint)
+        self._model, self._processor = _load(self.checkpoint, reads_weights=self._device.type != "meta")
         self._model = self._model.to(self._device, self._dtype).eval()
 
     @torch.inference_mode()
@@ -101,7 +102,7 @@ def load_refiner(*, checkpoint: str | Path | None, device: str = "auto") -> Segm
     return None if checkpoint is None else SegmentAnything(checkpoint=checkpoint, device=device)
 
 
-def _load(checkpoint: str) -> tuple[Any, Any]:
+def _load(checkpoint: str, *, reads_weights: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, SamModel, SamProcessor  # seconds; nobody else needs it
 
     try:
@@ -110,7 +111,11 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
             raise ValueError(
                 f"{checkpoint} must hold a SAM model, it holds one of type {config.model_type!r}"
             )
-        return SamModel.from_pretrained(checkpoint), SamProcessor.from_pretrained(checkpoint)
+        processor = SamProcessor.from_pretrained(checkpoint)
+        if reads_weights:
+            return SamModel.from_pretrained(checkpoint), processor
+        with torch.device("meta"):
+            return SamModel(config), processor
     except OSError as error:
         raise FileNotFoundError(
             f"no SAM checkpoint: {checkpoint} must be a folder in transformers' SamModel format or a hub id "

@@ -79,6 +79,7 @@ def export(work: Path, tokenizer: CLIPTokenizer, output: Path) -> None:
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(partial, safe_serialization=True)
+    (partial / "classes.json").write_text(json.dumps([species.name for species in SPECIES], indent=1) + "\n")
     (partial / "training.json").write_text(json.dumps({"text_to_image_steps": trainer.step}) + "\n")
     shutil.rmtree(output, ignore_errors=True)
     os.replace(partial, output)

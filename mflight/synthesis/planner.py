@@ -102,7 +102,16 @@ class CategoryPlanner:
         if not self._partners:
             raise ValueError(f"no class is of partner_frequencies={list(partner_frequencies)}: {categories}")
         if rule == "published" and not self._mains:
-            raise ValueError(f"no class is of main_frequencies={list(main_frequencies)}: {categories}")
+            raise ValueError(
+                f"no class is of main_frequencies={list(main_frequencies)}: {categories}. Name others "
+                "(synthesis.planner.main_frequencies=[common]), or synthesis.planner.rule=inverse_frequency"
+            )
+
+    @property
+    def wanted_categories(self) -> tuple[Category, ...]:
+        """The classes that it may ask for, in label order."""
+        mains = self._mains if self._rule == "published" else ()
+        return tuple(one for one in self.categories if one in mains or one in self._partners)
 
     def request_id(self, index: int) -> str:
         """Return the id of the request at ``index``, which is that of the sample it will give."""

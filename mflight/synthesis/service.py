@@ -19,7 +19,7 @@ from mflight.synthesis.pool.signals import WorkerStatus
 from mflight.synthesis.pool.throttle import WhenFull, check_marks
 from mflight.synthesis.process_start import environment, last_words, thread_settings
 from mflight.synthesis.restarts import Restarts
-from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, log_path, run_worker
+from mflight.synthesis.worker import EXIT_DISK_FULL, EXIT_SETTINGS, WorkerSpec, log_path, run_worker
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class SynthesisService:
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
         stop_timeout_s: Annotated[float, Field(ge=0.0)] = 10.0,
         capture_output: bool = True,
-        without_worker: str = "training goes on with the pool as it is and with real images",
+        without_worker: str = "training goes on while the pool has samples to use",
     ):
         check_marks(low_water, high_water, max_samples, when_full)
         self._folder, self._stop_timeout_s = Path(pool_dir), stop_timeout_s
@@ -247,6 +247,9 @@ class SynthesisService:
         elif exit_code == EXIT_DISK_FULL:
             worker.is_given_up = True
             self._tell(f"{self._name(worker)} stops because the disk is full{said}; {worker.without_worker}")
+        elif exit_code == EXIT_SETTINGS:
+            worker.is_given_up = True
+            self._tell(f"{self._name(worker)} cannot draw as it is set{said}; {worker.without_worker}")
         elif exit_code < 0:
             self._note_death(worker, f"was killed by {signal.Signals(-exit_code).name}{said}")
         else:

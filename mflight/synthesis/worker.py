@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from mflight.mistakes import tell
 from mflight.synthesis.pool.agenda import Agenda
 from mflight.synthesis.pool.eviction import bounded_shard
 from mflight.synthesis.pool.folder import PoolWriter
@@ -29,8 +33,13 @@ from mflight.synthesis.turns import Turns
 logger = logging.getLogger(__name__)
 
 EXIT_DISK_FULL = errno.ENOSPC
+EXIT_SETTINGS = 78  # EX_CONFIG of sysexits.h
 _POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1
+
+
+class UnfitSettingsError(Exception):
+    """What a worker was asked for cannot be built, now or the next time; its text is the sentence."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,9 @@ class WorkerSpec:
 
 
 def run_worker(spec: WorkerSpec) -> None:
-    """Draw until told to stop; end with 0, with ``EXIT_DISK_FULL``, or with 1 after any other error.
+    """Draw until told to stop; end with 0, or after an error with 1 or the number of its kind.
 
+    The numbers are ``EXIT_DISK_FULL`` and ``EXIT_SETTINGS``, of what cannot be built as it is configured.
     SIGTERM ends it between two batches, SIGINT is left to the parent, and the parent's death ends it at once.
 
     Args:
@@ -114,7 +124,7 @@ def run_writer(spec: WorkerSpec, build: Callable[[WorkerSpec, PoolWriter, Worker
                 _redirect_output(os.devnull)
             sys.exit(EXIT_DISK_FULL)
         traceback.print_exc()
-        sys.exit(1)
+        sys.exit(EXIT_SETTINGS if isinstance(error, UnfitSettingsError) else 1)
 
 
 def _work(spec: WorkerSpec, writer: PoolWriter, build: Callable) -> None:
@@ -126,7 +136,8 @@ def _work(spec: WorkerSpec, writer: PoolWriter, build: Callable) -> None:
         build(spec, writer, status).run()
     except Exception as error:
         status.state = "disk_full" if is_disk_full(error) else "failed"
-        status.message = f"{type(error).__name__}: {error}"
+        is_told = isinstance(error, UnfitSettingsError)
+        status.message = f"{error}" if is_told else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
             status.write(folder)
         raise
@@ -243,17 +254,28 @@ def _die_with_parent() -> None:
 
 def _build(spec: WorkerSpec) -> tuple[Any, Any]:
     """Build planner and synthesizer from their configs; only what they name imports torch."""
-    from hydra.utils import instantiate
-
     if spec.device.startswith("cuda"):
         import torch
 
         torch.cuda.set_device(spec.device)
-    planner = instantiate(dict(spec.planner), _convert_="all")
-    synthesizer = instantiate(fill_device(spec.synthesizer, spec.device), _convert_="all")
+    try:
+        planner = instantiate(dict(spec.planner), _convert_="all")
+        synthesizer = instantiate(fill_device(spec.synthesizer, spec.device), _convert_="all")
+    except Exception as error:
+        if _may_pass(error):
+            raise
+        raise UnfitSettingsError(tell(error)) from error
     if torch := sys.modules.get("torch"):  # the environment set its threads at the start; this makes sure
         torch.set_num_threads(spec.num_threads)
     return planner, synthesizer
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether an error of building is the machine's (memory, disk, network), not a setting's."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    is_of_disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return is_of_disk or isinstance(error, RuntimeError | MemoryError)
 
 
 def fill_device(config: Any, device: str) -> Any:

@@ -64,7 +64,7 @@ class RaySynthesisService(SynthesisService):
         backoff_s: Annotated[float, Field(ge=0.0)] = 1.0,
         place_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0,
         connect_timeout_s: Annotated[float, Field(gt=0.0)] = 60.0,
-        without_worker: str = "training goes on with the pool as it is and with real images",
+        without_worker: str = "training goes on while the pool has samples to use",
         **settings: Any,
     ):
         require_ray()

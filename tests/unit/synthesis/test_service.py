@@ -50,13 +50,36 @@ def test_failing_worker_is_started_again_then_given_up_and_each_is_told_once(tmp
     assert (report.num_deaths, report.given_up) == (2, 1)
     assert [message.split(";")[1].strip() for message in messages] == [
         "restart 1 of 1 in 0 s",
-        "it is given up after 2 deaths, training goes on with the pool as it is and with real images",
+        "it is given up after 2 deaths, training goes on while the pool has samples to use",
     ]
     assert all("ValueError: request 2 is cursed" in message for message in messages)
     assert all(message in caplog.text for message in messages)
     assert running.poll().messages == ()
     assert [ref.index for ref in PoolReader(tmp_path).poll()] == [0, 1]
     assert "request 2 is cursed" in (tmp_path / "worker-w0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("synthesizer", "message"),
+    [
+        ({"speed": 3}, "unexpected keyword argument 'speed'"),
+        ({"_target_": "no.such.Synthesizer"}, "no.such.Synthesizer"),
+        (
+            {"_target_": "mflight.diffusion.pipeline.load_pipeline", "checkpoint": "nowhere/at/all"},
+            "checkpoint must be a folder or a hub id (owner/name), no folder 'nowhere/at/all'",
+        ),
+    ],
+)
+def test_what_cannot_be_built_as_configured_is_not_started_again(tmp_path, synthesizer, message):
+    own = {} if "_target_" in synthesizer else SYNTHESIZER
+    running = SynthesisService(
+        pool_dir=tmp_path, planner=PLANNER, synthesizer={**own, **synthesizer}, backoff_s=0.0, max_restarts=5
+    )
+    with running:
+        report, (told,) = poll_until(running, lambda report: report.is_over)
+    assert (report.num_deaths, report.given_up) == (0, 1)
+    assert told.startswith("generator w0 cannot draw as it is set: ") and message in told
+    assert "Traceback" in (tmp_path / "worker-w0.log").read_text()
 
 
 def test_configs_of_hydra_are_taken_and_built_objects_refused(tmp_path):
