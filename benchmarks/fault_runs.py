@@ -183,8 +183,12 @@ def resumed_from(resumed: Run) -> Path:
 
 
 def dead_generator_on_two_ranks(folder: Path, world: Path, draws: random.Random, number: int) -> Outcome:
-    """The generator of two ranks fails at its first or third request, and is not started again."""
-    error_at, wait, num_steps = [(0, True, 4), (2, True, 8), (0, False, 12)][number % 3]
+    """The generator of two ranks fails at its first or third request, and is not started again.
+
+    The run ends with status 2, on both ranks at the same step, when nothing is left to use or at its end;
+    only where more than a tenth of the synthetic slots was filled until then may it end well.
+    """
+    error_at, wait, num_steps = [(0, True, 4), (2, True, 8), (0, False, 40)][number % 3]
     overrides = [
         *LIGHT_GENERATOR,
         light_synthesizer(error_at=error_at),
@@ -195,17 +199,17 @@ def dead_generator_on_two_ranks(folder: Path, world: Path, draws: random.Random,
     ]
     run = Run(folder / "two_ranks", world, overrides, num_steps)
     exit_code = run.wait()
-    if exit_code != 0:
-        return Outcome(hung=exit_code is None, crashed=True, note=run.output[-600:])
     ranks = [read_batches(run.run_dir, rank) for rank in range(2)]
     uses = Counter(name for lines in ranks for line in lines for name in line["synthetic"])
-    died = run.results["synthesis/generator_deaths"] > 0
-    told = any("it is given up after 1 deaths" in message for message in run.results["messages"])
+    told = "error: no generator is left" in run.output or "this was no run with synthesis" in run.output
+    is_well = exit_code == 0 and bool(uses)
     return Outcome(
-        crashed=[len(lines) for lines in ranks] != [num_steps] * 2 or (wait and not died),
+        hung=exit_code is None,
+        crashed=len(ranks[0]) != len(ranks[1]) or not (is_well or exit_code == 2),
         lost=len(sample_ids(run.run_dir / "pool") - uses.keys()) if wait else 0,
         over_cap=sum(count > CAP for count in uses.values()),
-        told=told or not died,
+        told=(told or is_well) and "it is given up after 1 deaths" in run.output,
+        note=f"exit {exit_code} after {len(ranks[0])} steps: {run.output[-900:]}",
     )
 
 

@@ -16,7 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
+from mflight.synthesis.generator_check import check_generator
 from mflight.synthesis.pool.locks import hold_pool
+from mflight.training.callbacks.synthesis_guard import SynthesisGuard
 from mflight.training.checkpoint_io import SafeCheckpointIO
 from mflight.training.console import build_progress_bar, calm_lightning
 from mflight.training.datamodule import MixedDataModule
@@ -36,7 +38,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     """Train and validate what a composed config describes.
 
     A missing dataset, pool or checkpoint is a FileNotFoundError, a setting that breaks its rule a ValueError,
-    and both are raised before anything is started.
+    and both are raised before anything is started. A run that synthesis has left is a Mistake.
 
     Args:
         cfg: as ``conf/train.yaml`` composes it.
@@ -58,6 +60,12 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
     datamodule: MixedDataModule = instantiate(cfg.datamodule)
     datamodule.check_files()
+    guard = SynthesisGuard(
+        run_dir=cfg.paths.run_dir,
+        when_dead=cfg.synthesis.when_dead,
+        max_fallback_ratio=cfg.synthesis.max_fallback_ratio,
+    )
+    _check_generator(cfg, datamodule)
     devices = split.trainer_devices if isinstance(split.trainer_devices, int) else list(split.trainer_devices)
     num_ranks = devices if isinstance(devices, int) else len(devices)
     if must_launch_ranks(num_ranks, cfg.trainer.num_nodes):
@@ -70,13 +78,14 @@ def run(cfg: DictConfig) -> dict[str, float]:
         cfg.trainer,
         accelerator=split.accelerator,
         devices=devices,
-        callbacks=[*callbacks, build_progress_bar()],
+        callbacks=[*callbacks, guard, build_progress_bar()],
         logger=loggers,
         plugins=[SafeCheckpointIO()],
     )
     _say(cfg, split, checkpoint)
     _remember_pool(cfg)
-    _train(trainer, module, datamodule, cfg, checkpoint)
+    _train(trainer, module, datamodule, cfg, checkpoint, guard)
+    guard.raise_verdict()
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -86,6 +95,7 @@ def _train(
     datamodule: MixedDataModule,
     cfg: DictConfig,
     checkpoint: Path | None,
+    guard: SynthesisGuard,
 ) -> None:
     """Fit, validate what has not been, and report; a SIGTERM ends the process, saved and with its number."""
     try:
@@ -95,7 +105,8 @@ def _train(
         if module.validated_at_step != trainer.global_step:  # the last epoch was cut short
             trainer.validate(module, datamodule=datamodule, verbose=False)
         trainer.save_checkpoint(Path(cfg.paths.run_dir) / "checkpoints" / "last.ckpt")
-        report_results(trainer, run_dir=Path(cfg.paths.run_dir), pool_dir=_pool_dir(cfg))
+        run_dir, pool_dir = Path(cfg.paths.run_dir), _pool_dir(cfg)
+        report_results(trainer, run_dir=run_dir, pool_dir=pool_dir, verdict=guard.verdict)
     except SIGTERMException:  # by itself it would end the process with 0
         logger.warning("stopped by SIGTERM; to go on: resume_from=%s", cfg.paths.run_dir)
         sys.exit(128 + signal.SIGTERM)
@@ -118,6 +129,15 @@ def _check_pool(cfg: DictConfig) -> None:
         pool_dir.mkdir(parents=True, exist_ok=True)
         with hold_pool(pool_dir, wait=False):
             pass
+
+
+@rank_zero_only
+def _check_generator(cfg: DictConfig, datamodule: MixedDataModule) -> None:
+    """Look at what the generators are asked for while nothing is started; the planner reads the dataset."""
+    if cfg.synthesis.service is not None:
+        datamodule.prepare_data()
+        planner, synthesizer = map(_plain, (cfg.synthesis.planner, cfg.diffusion.synthesizer))
+        check_generator(planner, synthesizer, cfg.diffusion.unknown_classes)
 
 
 def _continue_from(cfg: DictConfig) -> Path | None:
@@ -171,7 +191,7 @@ def _count_gpus(accelerator: str) -> int:
 
 
 def _plain(choice: Any) -> Any:
-    return OmegaConf.to_container(choice) if OmegaConf.is_config(choice) else choice
+    return OmegaConf.to_container(choice, resolve=True) if OmegaConf.is_config(choice) else choice
 
 
 def _share_device(cfg: DictConfig, device: str) -> None:

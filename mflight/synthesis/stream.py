@@ -136,6 +136,13 @@ class PoolStream(IterableDataset):
         self._poll()
         return self._queue.take()
 
+    def is_used_up(self) -> bool:
+        """Look into the pool now, and return whether it holds no sample that may still be used."""
+        self._polled_at = -float("inf")
+        ref = self.next_ref()
+        self.release([] if ref is None else [ref])
+        return ref is None
+
     def num_uses(self, ref: SampleRef) -> int:
         """Return how often a sample has been handed out; 1 just after it came fresh."""
         return self._queue.uses.get(ref.sample_id, 0)

@@ -47,4 +47,8 @@ class _RichBar(_WithoutVersion, RichProgressBar):
 
 
 class _PlainBar(_WithoutVersion, TQDMProgressBar):
-    pass
+    def on_exception(self, *_: object) -> None:
+        """End the bar's line, which else comes after the sentence that ends the command."""
+        for bar in (self._train_progress_bar, self._val_progress_bar):
+            if bar is not None:
+                bar.close()

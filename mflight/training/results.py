@@ -19,20 +19,23 @@ _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
 @rank_zero_only
-def report_results(trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None = None) -> None:
+def report_results(
+    trainer: L.Trainer, *, run_dir: Path, pool_dir: Path | None = None, verdict: str | None = None
+) -> None:
     """Print the final table; write ``results.json`` and the classes, as JSON and CSV, into the run folder.
 
     Args:
         trainer: after its last validation.
         run_dir: the run folder.
         pool_dir: the pool folder, or ``None``.
+        verdict: a sentence on the run as a whole, told after what happened to its generators.
     """
     data, module = trainer.datamodule, trainer.lightning_module
     figures = {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
     }
     has_slots = isinstance(data, MixedDataModule)
-    messages = data.all_messages if has_slots else []
+    messages = [*(data.all_messages if has_slots else []), *([verdict] if verdict else [])]
     rows = _with_train_counts(getattr(module, "per_class", []), data if has_slots else None)
     results = {
         "steps": trainer.global_step,

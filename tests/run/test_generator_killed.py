@@ -35,22 +35,32 @@ def test_killed_generator_is_told_of_and_training_ends_well(jobs):
     assert read_wandb_run(job.run_dir).values("synthesis/generator_deaths")[-1] == 1
 
 
-def test_generator_that_does_not_come_back_leaves_real_images(jobs):
+@pytest.mark.parametrize("when_dead", ["stop", "go_on"])
+def test_generator_that_does_not_come_back_ends_the_run_or_leaves_real_images(jobs, when_dead):
     job = jobs.start(
-        "generator_lost",
+        f"generator_lost_{when_dead}",
         *SMALL,
         *SMALL_SYNTHESIS,
         "synthesis.max_reuse=1",
+        "synthesis.wait=true",
+        f"synthesis.when_dead={when_dead}",
         "synthesis.service.max_restarts=0",
         "datamodule.service_poll_s=0.1",
     )
     job.wait_until(lambda: job.generator.pid > 0)
     os.kill(job.generator.pid, signal.SIGKILL)
-    assert job.wait() == 0, job.output
-    (message,) = job.results["messages"]
-    assert "generator w0 was killed by SIGKILL; it is given up after 1 deaths" in message
-    assert "training goes on" in message and message in job.output
-    assert read_wandb_run(job.run_dir).alerts == [("ERROR", message)]
+    assert job.wait() == 2, job.output
+    message = "generator w0 was killed by SIGKILL; it is given up after 1 deaths, training goes on while"
+    last = job.output.strip().splitlines()[-1]
+    alerts = read_wandb_run(job.run_dir).alerts
+    assert alerts[0][0] == alerts[1][0] == "ERROR" and message in alerts[0][1] and message in alerts[1][1]
+    assert last == f"error: {alerts[1][1]}"
+    if when_dead == "stop":
+        assert f"no generator is left and the pool {job.run_dir / 'pool'} is empty" in last
+        assert "Stopped at step 1;" in last and (job.run_dir / "checkpoints" / "last.ckpt").exists()
+        assert not (job.run_dir / "results.json").exists()
+        return
+    assert "this was no run with synthesis: real images filled 8 of its 8 synthetic slots" in last
+    assert job.results["messages"] == [alerts[0][1], alerts[1][1]]
     assert job.results["synthesis/generators_alive"] == 0
-    assert job.results["synthesis/fallback"] == 8 - job.results["synthesis/fresh"] > 0
-    assert job.results["steps"] == 8
+    assert (job.results["synthesis/fallback"], job.results["steps"]) == (8, 8)

@@ -49,6 +49,7 @@ def test_terminated_run_leaves_no_generator_and_resumes_with_its_pool(jobs):
         *SMALL,
         *SMALL_SYNTHESIS,
         f"trainer.max_steps={step}",
+        "synthesis.max_fallback_ratio=1",  # it has not waited for its generator
         f"resume_from={stopped.run_dir}",
     )
     assert resumed.process.returncode == 0, resumed.output

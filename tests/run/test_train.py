@@ -234,6 +234,14 @@ REFUSED = {
     "synthesis.synthetic_ratio=1.5": ["synthetic_ratio", "1.5"],
     "data.batch_size=0": ["batch_size", "greater than or equal to 1", "0"],
     "resume_from=nowhere": ["resume_from", "nowhere"],
+    "diffusion=sd14 diffusion.checkpoint=/nowhere/sd": ["no folder '/nowhere/sd'"],
+    "synthesis.planner.rule=nonsense": ["synthesis.planner.rule", "'inverse_frequency'", "'nonsense'"],
+    "synthesis.planner.main_frequencies=[]": [
+        "main_frequencies=[]",
+        "synthesis.planner.rule=inverse_frequency",
+    ],
+    "synthesis.when_dead=perhaps": ["when_dead", "'go_on'", "'perhaps'"],
+    "trainer.devices=2 diffusion.synthesizer.labeler.threshold=7": ["diffusion.synthesizer.labeler", "7"],
 }
 
 

@@ -3,7 +3,7 @@
 import time
 from dataclasses import astuple, fields
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -98,15 +98,22 @@ class SynthesisMonitor(L.Callback):
     def _alert(trainer: L.Trainer, data: MixedDataModule) -> None:
         is_final = data.report is not None and data.report.given_up > 0
         for message in data.take_messages():
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    # wandb leaves out what follows an alert of the same title within this time
-                    logger.experiment.alert(
-                        title="mflight generator",
-                        text=message,
-                        level="ERROR" if is_final else "WARN",
-                        wait_duration=timedelta(milliseconds=1),
-                    )
+            alert(trainer, message, level="ERROR" if is_final else "WARN")
+
+
+def alert(trainer: L.Trainer, message: str, level: Literal["WARN", "ERROR"]) -> None:
+    """Send an alert to wandb, where the run is logged there.
+
+    Args:
+        trainer: whose loggers.
+        message: the sentence.
+        level: how bad it is.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            # wandb leaves out what follows an alert of the same title within this time
+            wait = timedelta(milliseconds=1)
+            logger.experiment.alert(title="mflight generator", text=message, level=level, wait_duration=wait)
 
 
 def generator_figures(report: ServiceReport) -> dict[str, float]:

@@ -71,6 +71,16 @@ def test_read_gives_image_and_target_of_the_contract(pool):
     assert (target["is_synthetic"], target["sample_id"], target["image_id"]) == (True, "7-00000000", -1)
 
 
+def test_a_pool_is_used_up_when_no_sample_is_under_its_cap(tmp_path):
+    source = stream(tmp_path, max_reuse=2, poll_interval_s=1000.0)
+    assert source.is_used_up() and source.next_ref() is None
+    fill(tmp_path, [0])
+    assert not source.is_used_up()  # looks now, whenever it has looked before
+    assert take(source, 1) == [0] and not source.is_used_up()
+    assert [source.num_uses(ref) for ref in [source.next_ref()]] == [2]
+    assert source.is_used_up()
+
+
 def rescued_sample(index=0):
     """A sample of two regions beside the good one: both were rejected."""
     sample = make_sample(index)
