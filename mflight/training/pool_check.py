@@ -46,7 +46,7 @@ def check_pool(
     cfg = load_run_config(run_dir, overrides)
     categories = read_categories(Path(cfg.data.train_annotations))
     stream = PoolStream(pool_dir=pool, categories=categories, max_reuse=1, publish=False)
-    judged = list(_judge(_load_detector(cfg, checkpoint_file), stream, max_images))
+    judged = list(_judge(load_detector(cfg, checkpoint_file), stream, max_images))
     figures = {"all": left_out(judged)}
     for frequency in FREQUENCIES:
         ids = {category.category_id for category in categories.with_frequency(frequency)}
@@ -75,7 +75,8 @@ def left_out(judged: Sequence[Judgement]) -> dict[str, float]:
     return {rule: 100.0 * float(is_out.mean()) if len(judged) else -1.0 for rule, is_out in rules.items()}
 
 
-def _load_detector(cfg: DictConfig, checkpoint_file: Path) -> torch.nn.Module:
+def load_detector(cfg: DictConfig, checkpoint_file: Path) -> torch.nn.Module:
+    """Build the detector of a run's config, with the weights of a checkpoint, in evaluation."""
     module = instantiate(cfg.module)
     module.load_state_dict(torch.load(checkpoint_file, map_location="cpu", weights_only=False)["state_dict"])
     return module.model.eval()

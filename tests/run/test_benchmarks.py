@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.unit.diffusion.tiny_checkpoint import save_tiny_checkpoint
 
@@ -61,3 +63,19 @@ def test_dataloader_benchmark_reads_with_both_loaders():
         for figure in ("images_per_s", "plain_images_per_s", "ratio"):
             assert result[f"{setting}_{figure}"] > 0
     assert result["ratio"] == result["copy_paste_ratio"]
+
+
+def test_background_benchmark_finds_fragments_and_plain_places():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import background
+
+    objects, masks = np.zeros((64, 64), dtype=bool), torch.zeros(1, 64, 64, dtype=torch.uint8)
+    objects[8:32, 8:48] = masks[0, 8:32, 8:24] = True  # half of an object has no label
+    objects[56:60, 56:60] = True  # too small to count
+    torn = background.fragments(objects, masks)
+    assert torn.tolist() == [[27, 8, 48, 32]]  # 3 px from the mask on
+    plain = background.plain_background(objects, torn, np.random.default_rng(0))
+    ((x1, y1, x2, y2),) = plain.astype(int).tolist()
+    assert (x2 - x1, y2 - y1) == (21, 24) and objects[y1:y2, x1:x2].mean() < 0.02
+    everything = np.ones((64, 64), dtype=bool)
+    assert len(background.plain_background(everything, torn, np.random.default_rng(0))) == 0
