@@ -107,9 +107,8 @@ class MixedDataModule(L.LightningDataModule):
         self.val_annotations, self.val_images = val_annotations, val_images
         self._train_transform, self._cache_dir, self._prepare = train_transform, cache_dir, prepare
         self._val_batch_size, self._epoch_steps = val_batch_size, epoch_steps
-        self._num_workers = num_workers
+        self._num_workers, self._repeat_factors = num_workers, repeat_factors
         self._sampling = {"sampling": sampling, "repeat_threshold": repeat_threshold}
-        self._repeat_factors = repeat_factors
         self._share, self._control, self._wait = share, control, wait
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
         self._sharing, self._turn_steps = sharing, turn_steps
