@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -17,16 +16,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mflight.data.files import LVIS_DOWNLOADS
+from mflight.mistakes import Mistake, tells_mistakes
 from mflight.synthesis.pool.folder import PoolReader, PoolWriter
 from mflight.synthesis.pool.settings import describe_settings, keep_settings
 from mflight.synthesis.pool.signals import WorkerStatus
 from mflight.synthesis.service import ServiceReport, SynthesisService
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
-_POLL_S = 0.5
+_POLL_S, _NOTE_S = 0.5, 10.0
 
 
-class GenerationError(RuntimeError):
+class GenerationError(Mistake):
     """The generators ended before the pool held what was wanted."""
 
 
@@ -48,14 +48,15 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
     Raises:
         ValueError: if a setting breaks its rule, if another process writes to the pool, or if the pool was
             drawn with other settings.
-        GenerationError: if the generators end before, with the reason of the first that did.
+        GenerationError: if the generators end before, with the reason of the first that did, or if
+            ``max_dropped_in_a_row`` mosaics have been.
     """
     if cfg.num_samples is None and cfg.num_requests is None:
         raise ValueError("num_samples or num_requests must be set, both are null")
     folder = Path(cfg.paths.pool_dir)
     _prepare_dataset(cfg.data)
     _resolve_devices(cfg.synthesis)
-    planner = instantiate(cfg.synthesis.planner)
+    planner = _check_generator(cfg)
     tally = _Tally(folder, planner, cfg)
     service: SynthesisService = instantiate(cfg.synthesis.service)
     for index in range(len(cfg.synthesis.devices)):  # refuses a pool that is written to, or is none
@@ -66,6 +67,7 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
         with service:
             for report in _watch(service, tally, console):
                 _raise_on_error(report, earlier_pids)
+                _raise_on_drops(report, tally, cfg.max_dropped_in_a_row)
         tally.update()
     if tally.left:
         raise GenerationError(f"{tally.left} more are wanted, but {_reason(report)}; {_go_on(folder)}")
@@ -96,7 +98,7 @@ class _Tally:
         self._reader, self._planner = PoolReader(folder), planner
         self._num_samples, self._num_requests = cfg.num_samples, cfg.num_requests
         self._kept_ids: set[str] = set()
-        self.kept = self.dropped = 0
+        self.kept = self.dropped = self.dropped_in_a_row = 0
         self.update()
 
     def update(self) -> None:
@@ -104,6 +106,7 @@ class _Tally:
         self._kept_ids.update(ref.sample_id for ref in self._reader.poll())
         while (is_kept := self._answer(self.kept + self.dropped)) is not None:
             self.kept, self.dropped = self.kept + is_kept, self.dropped + (not is_kept)
+            self.dropped_in_a_row = 0 if is_kept else self.dropped_in_a_row + 1
 
     def _answer(self, index: int) -> bool | None:
         """Return whether the request gave a sample; None where it is still open."""
@@ -159,6 +162,16 @@ def _resolve_devices(synthesis: DictConfig) -> None:
         synthesis.num_threads = max(1, num_cores // len(synthesis.devices))
 
 
+def _check_generator(cfg: DictConfig) -> Any:
+    """Build the planner, and look at the checkpoint before a generator loads it."""
+    from mflight.synthesis.generator_check import check_generator  # not above: it imports torch
+
+    nodes = (cfg.synthesis.planner, cfg.diffusion.synthesizer)
+    return check_generator(
+        *(OmegaConf.to_container(node, resolve=True) for node in nodes), cfg.diffusion.unknown_classes
+    )
+
+
 def _describe_settings(cfg: DictConfig, planner: Any) -> dict[str, Any]:
     nodes = OmegaConf.create({"planner": cfg.synthesis.planner, "synthesizer": cfg.diffusion.synthesizer})
     return describe_settings(**OmegaConf.to_container(nodes, resolve=True), categories=planner.categories)
@@ -169,16 +182,18 @@ def _watch(service: SynthesisService, tally: _Tally, console: Console) -> Iterat
     columns = (TextColumn("mosaics"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=tally.goal, completed=tally.done)
-        told = -1
+        told, tenth, told_at = "", -1, time.monotonic()
         while True:
             report = service.poll()
             tally.update()
-            words = f"{tally.dropped} dropped" + ("" if report.total("regions") else ", loading")
+            words = f"{tally.dropped} dropped" + (
+                _rejections(report) if report.total("regions") else ", loading"
+            )
             bar.update(task, completed=tally.done, description=words)
-            tenth = 10 * tally.done // tally.goal
-            if bar.disable and tenth != told:
+            is_due = time.monotonic() - told_at > _NOTE_S and words != told
+            if bar.disable and (is_due or 10 * tally.done // tally.goal != tenth):
                 console.print(f"{tally.done} of {tally.goal}, {words}", highlight=False)
-                told = tenth
+                told, tenth, told_at = words, 10 * tally.done // tally.goal, time.monotonic()
             yield report
             if report.is_over:
                 return
@@ -190,6 +205,24 @@ def _raise_on_error(report: ServiceReport, earlier_pids: set[int]) -> None:
     has_failed = any(s.state == "failed" and s.pid not in earlier_pids for s in report.statuses)
     if report.given_up or (report.num_deaths and has_failed):
         raise GenerationError(_reason(report))
+
+
+def _raise_on_drops(report: ServiceReport, tally: _Tally, max_in_a_row: int | None) -> None:
+    """End where nothing is accepted: it would go on for ever."""
+    if max_in_a_row is not None and tally.left and tally.dropped_in_a_row >= max_in_a_row:
+        raise GenerationError(
+            f"the last {tally.dropped_in_a_row} mosaics were all dropped, max_dropped_in_a_row is "
+            f"{max_in_a_row}, {tally.kept} were kept before{_rejections(report)}: loosen "
+            "diffusion.synthesizer.region_filter (rescue=true keeps the good regions of a mosaic), or name "
+            "another checkpoint or seed"
+        )
+
+
+def _rejections(report: ServiceReport) -> str:
+    """Regions rejected by rule, the most frequent rule first."""
+    by_rule = sorted(report.total_by_name("rejected").items(), key=lambda item: -item[1])
+    told = ", ".join(f"{rule} {count:.0f}" for rule, count in by_rule)
+    return f", of {report.total('regions'):.0f} regions rejected: {told}" if told else ""
 
 
 def _reason(report: ServiceReport) -> str:
@@ -205,7 +238,9 @@ def _go_on(folder: Path) -> str:
     return f"the same command goes on with {folder}"
 
 
+@tells_mistakes
 @hydra.main(version_base="1.3", config_path=_CONFIG_PATH, config_name="generate")
+@tells_mistakes
 def main(cfg: DictConfig) -> None:
     """Run the command.
 
@@ -213,7 +248,7 @@ def main(cfg: DictConfig) -> None:
         cfg: ``conf/generate.yaml`` with its overrides.
 
     Raises:
-        SystemExit: with the sentence of the error, if the command cannot do what it was asked.
+        SystemExit: with the way to go on, if it is stopped from the keyboard.
     """
     console = Console()
     logging.basicConfig(
@@ -222,10 +257,6 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.pool_dir)
     try:
         figures = generate(cfg, console)
-    except (OSError, ValueError, GenerationError) as error:
-        raise SystemExit(f"{error}") from None
-    except InstantiationException as error:  # what a constructor said of its settings
-        raise SystemExit(f"{error.__cause__ or error}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; {_go_on(folder)}") from None
     console.print(rejections_table(folder, figures, _statuses(folder, cfg)))

@@ -193,6 +193,28 @@ def test_an_error_of_a_generator_ends_the_command_with_its_sentence(tmp_path):
     assert here([*squares(tmp_path), "num_samples=6"]) == {"kept": 6, "dropped": 1}
 
 
+@pytest.mark.parametrize("at_most", [6, None])
+def test_where_nothing_is_accepted_the_command_tells_the_rules_and_ends_at_its_bound(tmp_path, at_most):
+    told = io.StringIO()
+    console = Console(file=told, width=200)
+    overrides = [*squares(tmp_path, drop_every=1), "num_samples=2", "diffusion.batch_size=1"]
+    if at_most is None:
+        bounded = [*overrides, "max_dropped_in_a_row=null", "num_requests=8"]
+        assert here(bounded, console) == {"kept": 0, "dropped": 8}
+        return
+    with pytest.raises(GenerationError) as caught:
+        here([*overrides, f"max_dropped_in_a_row={at_most}"], console)
+    sentence = str(caught.value)
+    dropped = int(re.search(r"the last (\d+) mosaics were all dropped", sentence)[1])
+    assert dropped >= at_most and f"max_dropped_in_a_row is {at_most}" in sentence
+    assert re.search(r"of (\d+) regions rejected: area \1: loosen", sentence)
+
+
+def test_a_kept_mosaic_begins_the_row_of_dropped_ones_anew(tmp_path):
+    overrides = [*squares(tmp_path, drop_every=2), "num_samples=5", "max_dropped_in_a_row=2"]
+    assert here(overrides) == {"kept": 5, "dropped": 4}
+
+
 @pytest.mark.slow
 def test_a_killed_generator_comes_back(tmp_path):
     crash = {"crash_at": 2, "crash_file": str(tmp_path / "crashed")}
