@@ -1,5 +1,8 @@
+import multiprocessing
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from mflight.data.categories import Categories, Category
 from mflight.detection.backbones import MiniFPN
@@ -118,3 +121,38 @@ def test_each_row_has_the_weight_of_its_image():
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="input_value='objectness'"):
         build(losses=("objectness",))
+
+
+def train_on_rank(rank, folder, queue):
+    """Rank 0 sees a real image, rank 1 a synthetic one that only the masks are learnt from."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = build(losses=("masks",))
+    ddp = torch.nn.parallel.DistributedDataParallel(model)  # unused parameters would end the second step
+    image = torch.rand(3, 64, 64)
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(0)
+        sum(ddp([image], [target(is_synthetic=rank == 1)]).values()).backward()
+    alone = build(losses=("masks",))
+    torch.manual_seed(0)
+    sum(alone([image], [target(is_synthetic=rank == 1)]).values()).backward()
+    weights = [one.roi_heads.box_predictor.cls_score.weight.grad for one in (model, alone)]
+    queue.put((rank, [weight.abs().sum().item() for weight in weights]))
+    dist.destroy_process_group()
+
+
+def test_ranks_that_learn_from_nothing_keep_step_with_the_others(tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    ranks = [context.Process(target=train_on_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    (real, real_alone), (synthetic, synthetic_alone) = (
+        values for _, values in sorted(queue.get(timeout=120) for _ in ranks)
+    )
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    assert synthetic_alone == 0 and real_alone > 0
+    assert real == synthetic == pytest.approx(real_alone / 2)  # the mean over the ranks
