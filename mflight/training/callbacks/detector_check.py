@@ -75,8 +75,9 @@ class DetectorCheck(L.Callback):
         if self._verification is None or trainer.global_step % self._every_n_steps:
             return
         judged, left_out = sum_over_ranks(self._verification.take_counts().to(pl_module.device)).tolist()
-        ratio = left_out / max(1, judged)
-        pl_module.log("synthesis/unconfirmed_ratio", ratio, rank_zero_only=True, batch_size=1)
+        if judged:
+            ratio = left_out / judged
+            pl_module.log("synthesis/unconfirmed_ratio", ratio, rank_zero_only=True, batch_size=1)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the detector as it was."""

@@ -91,6 +91,8 @@ def test_the_share_that_was_left_out_is_logged(pool):
     for min_score, expected in ((1.0, 1.0), (0.0, 0.0)):
         recorder, _ = fit(pool, 4, min_score=min_score, min_iou=0.0)
         assert recorder.ratios[1] == recorder.ratios[3] == expected
+    late, _ = fit(pool, 4, min_score=1.0, from_step=2)
+    assert late.ratios[1] is None and late.ratios[3] == 1.0
     off, _ = fit(pool, 2)
     assert off.is_asked == [False, False] and off.ratios == [None, None]
 
