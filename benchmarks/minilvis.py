@@ -25,9 +25,9 @@ from hydra import compose, initialize_config_dir
 
 from mflight.compare import FIGURES, mean_and_spread
 from mflight.proof.arms import equal_time_steps
-from mflight.proof.provenance import commit, hardware
+from mflight.proof.provenance import all_cores, commit, hardware, visible_gpus
 from mflight.proof.runs import Run
-from mflight.proof.schedule import RunFailedError, all_cores, divide_machine, run_all, visible_gpus
+from mflight.proof.schedule import RunFailedError, divide_machine, run_all
 from mflight.training.compared_runs import settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,13 +77,14 @@ ROWS: dict[str, list[str]] = {
     "attention_level_0": [f"{ATTENTION}.levels=[0]"],
     "attention_level_1": [f"{ATTENTION}.levels=[1]"],
     "attention_level_2": [f"{ATTENTION}.levels=[2]"],
-    "attention_late": [f"{ATTENTION}.first_evaluation=5"],
-    "attention_early": [f"{ATTENTION}.stop_evaluation=5"],
+    "attention_late": [f"{ATTENTION}.first_evaluation=10"],
+    "attention_early": [f"{ATTENTION}.stop_evaluation=10"],
     # and those that nobody has published
     "threshold_50": [f"{LABELER}.threshold=0.5"],
     "no_bilateral": [f"{LABELER}.num_bilateral_passes=0"],
     "inference_steps_5": ["diffusion.synthesizer.num_inference_steps=5"],
     "inference_steps_10": ["diffusion.synthesizer.num_inference_steps=10"],
+    "inference_steps_40": ["diffusion.synthesizer.num_inference_steps=40"],
     "ratio_3": ["synthesis.synthetic_ratio=0.03"],
     "ratio_10": ["synthesis.synthetic_ratio=0.1"],
     "ratio_35": ["synthesis.synthetic_ratio=0.35"],

@@ -24,7 +24,7 @@ from typing import Any
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mflight.data.files import DATASET_KEYS, require_dataset
 from mflight.mistakes import Mistake, tells_mistakes
@@ -38,15 +38,16 @@ from mflight.proof.arms import (
     training_overrides,
 )
 from mflight.proof.page import proof_to_html
-from mflight.proof.provenance import commit, hardware
+from mflight.proof.provenance import all_cores, hardware, visible_gpus
 from mflight.proof.record import build_record
 from mflight.proof.runs import Run
-from mflight.proof.schedule import RunFailedError, all_cores, divide_machine, run_all, visible_gpus
+from mflight.proof.schedule import RunFailedError, divide_machine, run_all
 from mflight.training.compared_runs import settings_of
 
 RECORD_FILE, PAGE_FILE, _LOCK_FILE = "proof.json", "proof.html", ".lock"
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
 _WAIT_FOR_EARLIER_S = 150.0
+_EXAMPLES = {"seeds": "[0,1,2]", "accounts": "[equal_real]"}
 
 
 class Proof:
@@ -61,10 +62,10 @@ class Proof:
     """
 
     def __init__(self, cfg: DictConfig, task_overrides: Sequence[str]):
-        self.seeds = [int(seed) for seed in cfg.seeds]
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be numbers, each once, got {list(cfg.seeds)}")
-        self.accounts, self.folder = list(cfg.accounts), Path(cfg.output).absolute()
+        self.seeds, self.accounts = (_listed(cfg, key) for key in ("seeds", "accounts"))
+        if not all(isinstance(seed, int) for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be whole numbers, each once, got {self.seeds}")
+        self.folder = Path(cfg.output).absolute()
         self.command = shlex.join(["python", "-m", "mflight.prove", *task_overrides])
         self._overrides = training_overrides(task_overrides)
         self.cfg = compose("train", [*self._overrides, "paths.run_dir=."])
@@ -123,6 +124,12 @@ class Proof:
         return Run(arm.name, seed, self.folder / arm.name / f"seed_{seed}", overrides, settings, arm.draws)
 
 
+def _listed(cfg: DictConfig, key: str) -> list[Any]:
+    if not isinstance(cfg[key], ListConfig) or not cfg[key]:
+        raise ValueError(f"{key} must be a list, such as {key}={_EXAMPLES[key]}, got {cfg[key]}")
+    return list(cfg[key])
+
+
 def prove(proof: Proof, jobs: int | str) -> dict[str, Any]:
     """Train what is not finished, and write ``proof.json`` and ``proof.html``.
 
@@ -144,7 +151,7 @@ def prove(proof: Proof, jobs: int | str) -> dict[str, Any]:
         "name": proof.cfg.name,
         **build_record(proof.runs, proof.accounts, proof.pools),
         "seeds": proof.seeds,
-        "commit": commit(),
+        "commit": ", ".join(dict.fromkeys(commit for run in proof.all_runs for commit in run.commits)),
         "hardware": hardware(),
         "commands": [proof.command, *(run.command for run in proof.all_runs)],
     }
@@ -188,6 +195,7 @@ def _sole_owner(folder: Path) -> Iterator[int]:
 
 
 def _end_by_sigterm(*_: object) -> None:
+    print("stopped by SIGTERM; the same command goes on", file=sys.stderr)
     sys.exit(128 + signal.SIGTERM)
 
 

@@ -1,11 +1,27 @@
-"""What a record says of its making: the commit and the machine."""
+"""What a run is made with: the commit, the cores and GPUs of this machine."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from mflight.proof.schedule import all_cores, visible_gpus
+from mflight.training.machine_share import all_gpus
+
+
+def all_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return all_gpus() if named is None else [each for each in named.split(",") if each]
 
 
 def commit() -> str:

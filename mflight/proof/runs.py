@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mflight.proof.provenance import commit
 from mflight.synthesis.process_start import environment
 from mflight.training.compared_runs import CONFIG_FILE, RESULTS_FILE, differing_settings, read_settings
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-_CONSOLE_FILE = "console.txt"
+_CONSOLE_FILE, _COMMITS_FILE = "console.txt", "commits.txt"
 _STOP_S = 120.0
 _PR_SET_PDEATHSIG = 1
 
@@ -78,13 +79,21 @@ class Run:
         return json.loads((self.folder / RESULTS_FILE).read_text())
 
     @property
+    def commits(self) -> list[str]:
+        """The commits that it was begun and gone on with."""
+        file = self.folder / _COMMITS_FILE
+        return list(dict.fromkeys(file.read_text().split())) if file.is_file() else []
+
+    @property
     def command(self) -> str:
         """The command line that makes it, for a shell."""
         return shlex.join(["python", TRAIN.name, *self.overrides, _assign("hydra.run.dir", self.folder)])
 
     def check_folder(self) -> None:
-        """Raise a ValueError if the folder holds a run of other settings."""
+        """Raise a ValueError if the folder holds a run of other settings, or something else."""
         if not (self.folder / CONFIG_FILE).is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()) and not self._console.is_file():
+                raise ValueError(f"{self.folder} holds something else than a run: name another output=FOLDER")
             return
         found = read_settings(self.folder)
         keys = differing_settings(found, self.settings)
@@ -117,7 +126,14 @@ class Run:
         Returns:
             The process.
         """
-        return TrainingProcess(self.prepare(), self.folder, share, pass_fds=pass_fds)
+        process = TrainingProcess(self.prepare(), self.folder, share, pass_fds=pass_fds)
+        with (self.folder / _COMMITS_FILE).open("a") as file:
+            file.write(f"{commit()}\n")
+        return process
+
+    @property
+    def _console(self) -> Path:
+        return self.folder / _CONSOLE_FILE
 
     @property
     def _last_checkpoint(self) -> Path:

@@ -1,12 +1,11 @@
 """Trainings side by side on one machine: who runs where, and what a person is told meanwhile."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mflight.proof.runs import Run, Share, TrainingProcess
-from mflight.training.machine_share import all_gpus, share_of
+from mflight.training.machine_share import share_of
 
 _POLL_S = 0.5
 _TOLD = ("AP", "APr", "APc", "APf")
@@ -63,21 +62,6 @@ def divide_machine(*, cores: Sequence[int], gpus: Sequence[str], jobs: int | str
         halves = (Share(tuple(share_of(own.cores, half, 2))) for half in (0, 1))
         places.append(Place(own, (own,) if gpus or len(own.cores) < 2 else tuple(halves)))
     return places
-
-
-def all_cores() -> list[int]:
-    """Return the numbers of the cores that this process may use."""
-    return (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1))
-    )
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return all_gpus() if named is None else [each for each in named.split(",") if each]
 
 
 def run_all(

@@ -47,6 +47,7 @@ def test_each_run_has_its_cores_and_finished_ones_are_left_alone(tmp_path, lock)
     halves = {(runs[index].folder / "console.txt").read_text().split("with ")[1] for index in (1, 2)}
     if len(CORES) == 2:
         assert halves == {f"[{core}] from None\n" for core in CORES}
+    assert len(runs[0].commits) == 1 and runs[3].commits == []
     assert runs[3].results == {"old": 1} and not (runs[3].folder / "console.txt").exists()
     assert told[0] == f"drawing, seed 0: started, {runs[0].folder}"
     assert "drawing, seed 0: AP 12.5 in " in told[1] and "1 of 3, about" in told[1]
@@ -121,6 +122,10 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
     )
     found = {"seed": "0", "trainer.max_steps": "300", "paths.run_dir": "y"}
     Run("a", 0, tmp_path, (), found).check_folder()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(ValueError, match="mine holds something else than a run"):
+        Run("a", 0, tmp_path / "mine", (), found).check_folder()
     with pytest.raises(
         ValueError, match=r"a run with trainer\.max_steps=300, this proof asks for 700: name another"
     ):
