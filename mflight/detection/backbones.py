@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, validate_call
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+
+from mflight.detection.starting_weights import load_resnet, read_weights
+from mflight.mistakes import Mistake
 
 _RESNETS = {50: (resnet50, ResNet50_Weights.IMAGENET1K_V1), 101: (resnet101, ResNet101_Weights.IMAGENET1K_V1)}
 _CHANNELS_PER_GROUP = 16
@@ -23,40 +25,34 @@ def build_resnet_fpn(
     depth: Literal[50, 101] = 50,
     weights: str = "imagenet",
     trainable_layers: Annotated[int, Field(ge=0, le=5)] = 3,
+    detector_weights: Path | None = None,
 ) -> BackboneWithFPN:
     """Build torchvision's ResNet with its feature pyramid: 256 channels at strides 4, 8, 16, 32 and 64.
+
+    A file that holds something else is a ``ValueError``.
 
     Args:
         depth: layers of the ResNet.
         weights: ``"imagenet"`` for torchvision's IMAGENET1K_V1 weights, downloaded once; ``"none"`` to
-            start from random numbers; else the path of a ``.pth`` file with a ResNet's state dict.
+            start from random numbers; else the path of a file with a ResNet's state dict, in torchvision's
+            layout or in detectron2's (``R-50.pkl``), see ``mflight.detection.starting_weights``.
         trainable_layers: how many stages, counted from the last, are trained; batch normalisation is frozen.
             With ``weights="none"`` everything is trained, normalisation included, for random numbers
             that nobody trains would be of no use.
+        detector_weights: a file that brings the whole detector's weights later, so that those of ImageNet are
+            not fetched; ``None`` if there is none.
 
     Returns:
         The backbone; ``out_channels`` is 256.
-
-    Raises:
-        ValueError: if the file holds something else.
     """
     build, imagenet = _RESNETS[depth]
     if weights == "none":
         return _resnet_fpn_extractor(build(weights=None), trainable_layers=5)
-    if weights == "imagenet":
-        state = _fetch_imagenet(imagenet, depth)
-    else:
-        state = torch.load(_existing_file(weights), map_location="cpu", weights_only=True)
     resnet = build(weights=None, norm_layer=FrozenBatchNorm2d)
-    # the classifier is not used, and frozen normalisation keeps no batch counter
-    state = {
-        k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")
-    }
-    problems = resnet.load_state_dict(state, strict=False)
-    missing = [key for key in problems.missing_keys if not key.startswith("fc.")]
-    if missing or problems.unexpected_keys:
-        wrong = f"lacks {missing[:3]} and has unknown {problems.unexpected_keys[:3]}"
-        raise ValueError(f"weights={weights} must hold the state dict of a ResNet-{depth}, but it {wrong}")
+    if weights != "imagenet":
+        load_resnet(resnet, read_weights(_existing_file(weights)), weights, depth)
+    elif detector_weights is None:
+        load_resnet(resnet, _fetch_imagenet(imagenet, depth), weights, depth)
     return _resnet_fpn_extractor(resnet, trainable_layers)
 
 
@@ -139,7 +135,7 @@ def _fetch_imagenet(weights: ResNet50_Weights | ResNet101_Weights, depth: int) -
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(
+        raise Mistake(
             f"weights='imagenet' needs {weights.url}, which could not be fetched ({error}); "
             "download it elsewhere and give its path as weights, "
             f"or train ResNet-{depth} from random numbers with weights='none'"

@@ -1,5 +1,6 @@
 """Mask R-CNN from torchvision's parts, with the settings that LVIS needs."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, validate_call
@@ -15,6 +16,7 @@ from mflight.detection.loss_weights import LOSS_NAMES, LossName, SyntheticLosses
 from mflight.detection.losses import ClassificationLoss, SoftmaxLoss
 from mflight.detection.predictors import BoxPredictor, MaskPredictor
 from mflight.detection.proposals import FullPrecisionAnchors, ProposalHead, ProposalNetwork
+from mflight.detection.starting_weights import load_detector
 
 _ROI_LEVELS = [
     "0",
@@ -34,6 +36,7 @@ def build_mask_rcnn(
     *,
     backbone: nn.Module,
     num_classes: Count,
+    weights: Path | None = None,
     min_size: Count | None = 800,
     max_size: Count = 1333,
     image_mean: tuple[float, float, float] = _IMAGENET_MEAN,
@@ -74,6 +77,8 @@ def build_mask_rcnn(
     Args:
         backbone: returns a dictionary of levels, finest first, and has ``out_channels``.
         num_classes: ``C``, without the background; torchvision's own number is one more.
+        weights: a file that all of it starts from, such as torchvision's Mask R-CNN trained on COCO: heads of
+            another number of classes are left out and named. ``None``: the backbone's own start.
         min_size: shorter side in evaluation, in pixels; ``None`` leaves the images as they are.
             In training the images are never resized here: the train transforms have done it.
         max_size: cap on the longer side in evaluation, in pixels.
@@ -168,7 +173,10 @@ def build_mask_rcnn(
             mask_head_channels[-1], mask_head_channels[-1], 1 if class_agnostic_masks else num_channels
         ),
     )
-    return GeneralizedRCNN(backbone, rpn, roi_heads, _Transform(min_size, max_size, image_mean, image_std))
+    model = GeneralizedRCNN(backbone, rpn, roi_heads, _Transform(min_size, max_size, image_mean, image_std))
+    if weights is not None:
+        load_detector(model, weights)
+    return model
 
 
 class _Transform(GeneralizedRCNNTransform):
