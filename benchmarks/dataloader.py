@@ -165,7 +165,7 @@ def main():
         categories = read_categories(arguments.categories)
         for split, count in (("train", arguments.images), ("val", 1)):
             path = root / f"lvis_v1_{split}.json"
-            write_annotations(path, num_images=count, categories=categories, files=files)
+            write_annotations(path, num_images=count, categories=categories, files=files, root=root)
         steps = arguments.batches + 1
         for setting in SETTINGS:
             size = arguments.batch_size, arguments.workers

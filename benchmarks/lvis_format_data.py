@@ -3,9 +3,9 @@
     python benchmarks/lvis_format_data.py --root DIR                        train as large as LVIS v1's
     python benchmarks/lvis_format_data.py --root DIR --train-images 400 --val-images 40
 
-Entries are written one after another, so the memory stays small. Images are a few files (``--files``), named
-by the ``coco_url`` of many entries. ``--categories`` takes a category list of LVIS with its counts; without
-it the counts fall by a power law.
+Entries are written one after another, so the memory stays small. Images are a few files (``--files``), which
+many entries have under names of their own, linked to them. ``--categories`` takes a category list of LVIS
+with its counts; without it the counts fall by a power law.
 """
 
 import argparse
@@ -81,10 +81,11 @@ def shoelace(points):
     return abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def write_annotations(path, *, num_images, categories, files, seed=0):
+def write_annotations(path, *, num_images, categories, files, seed=0, root=None):
     """Write one annotation file and return the number of its instances.
 
-    ``files`` are pairs of a path such as ``train2017/000000000001.jpg`` and ``(H, W)``, taken in turn.
+    ``files`` are pairs of a path such as ``train2017/000000000001.jpg`` and ``(H, W)``, taken in turn; each
+    entry has a name of its own, which is linked to its file below ``root``.
     """
     draws = np.random.default_rng(seed)
     outlines = draw_outlines(draws)
@@ -99,7 +100,7 @@ def write_annotations(path, *, num_images, categories, files, seed=0):
         file.write(encode(categories) + b',"images":[')
         for index in range(num_images):
             present = set(label_of[first[index] : first[index + 1]].tolist())
-            entry = image_entry(index, files[index % len(files)], present, ids, draws)
+            entry = image_entry(index, files[index % len(files)], present, ids, draws, root)
             file.write((b"," if index else b"") + encode(entry))
         file.write(b'],"annotations":[')
         for number, (index, label) in enumerate(zip(image_of.tolist(), label_of.tolist(), strict=True)):
@@ -111,8 +112,11 @@ def write_annotations(path, *, num_images, categories, files, seed=0):
     return len(image_of)
 
 
-def image_entry(index, file, present, ids, draws):
-    name, (height, width) = file
+def image_entry(index, file, present, ids, draws, root):
+    shared, (height, width) = Path(file[0]), file[1]
+    name = shared.with_stem(f"{shared.stem}_{index + 1}")
+    if root is not None and not (root / name).exists():
+        (root / name).hardlink_to(root / shared)
     negatives = sorted({int(ids[i]) for i in draws.integers(len(ids), size=6) if i not in present})
     return {
         "id": index + 1,
@@ -176,7 +180,12 @@ def main():
     for number, (split, (num_images, own)) in enumerate(splits.items()):
         if num_images:
             path = arguments.root / f"lvis_v1_{split}.json"
-            settings = {"categories": categories, "files": own, "seed": arguments.seed + number}
+            settings = {
+                "categories": categories,
+                "files": own,
+                "seed": arguments.seed + number,
+                "root": arguments.root,
+            }
             count = write_annotations(path, num_images=num_images, **settings)
             print(f"{path}: {num_images} images, {count} annotations, {path.stat().st_size / 2**20:.0f} MiB")
 

@@ -37,6 +37,7 @@ def evaluate(
     num_workers: int | None = None,
     per_class: str | None = None,
     train_annotations: str | None = None,
+    iou_types: list[str] | None = None,
 ) -> Figures:
     """Score a results file and write the figures.
 
@@ -49,6 +50,7 @@ def evaluate(
         per_class: path of the CSV file with a row for each class; None to write nothing.
         train_annotations: path of the training annotations, whose frequencies and image counts stand for
             those that ``annotations`` lack.
+        iou_types: what is scored, "bbox", "segm" or both; None: whatever the results hold.
 
     Returns:
         Per IoU type in the results the thirteen figures in percent, -1 where there is nothing to average.
@@ -68,7 +70,11 @@ def evaluate(
             raise FileNotFoundError(f"{key} must be an existing JSON file, found no file at {path}")
     require_folders(output, per_class)
     evaluator = score_results(
-        ground_truth=annotations, results=predictions, max_detections=max_detections, num_workers=num_workers
+        ground_truth=annotations,
+        results=predictions,
+        max_detections=max_detections,
+        num_workers=num_workers,
+        iou_types=iou_types,
     )
     if train_annotations is not None:
         from mflight.data.lvis import read_categories
@@ -251,6 +257,7 @@ def answer(cfg: DictConfig) -> Figures:
             max_detections=cfg.max_detections,
             num_workers=cfg.num_workers,
             train_annotations=cfg.train_annotations,
+            iou_types=OmegaConf.to_container(cfg.iou_types) if cfg.iou_types else None,
             **files,
         )
     overrides = OmegaConf.to_container(cfg.overrides)

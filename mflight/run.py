@@ -30,6 +30,7 @@ from mflight.training.machine_share import jobs_side_by_side, take_share
 from mflight.training.rank_launch import launch_ranks, must_launch_ranks
 from mflight.training.results import report_results
 from mflight.training.run_folder import checkpoint_file
+from mflight.training.settings import settle_num_classes
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
     datamodule: MixedDataModule = instantiate(cfg.datamodule)
     datamodule.check_files()
+    settle_num_classes(cfg, datamodule)
     guard = SynthesisGuard(
         run_dir=cfg.paths.run_dir,
         when_dead=cfg.synthesis.when_dead,

@@ -1,8 +1,11 @@
 """The classes of a dataset: LVIS's ids and words on one side, the detector's labels ``1..C`` on the other."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, overload
+
+from mflight.data.findings import Faults
 
 Frequency = Literal["rare", "common", "frequent"]
 FREQUENCIES: tuple[Frequency, ...] = get_args(Frequency)
@@ -98,6 +101,11 @@ class Categories(Sequence[Category]):
         counts = ", ".join(f"{len(self.with_frequency(f))} {f}" for f in FREQUENCIES)
         return f"Categories({len(self)}: {counts})"
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The names by ``category_id``."""
+        return {category.category_id: category.name for category in self}
+
     def label_of(self, category_id: int) -> int:
         """Return the label, in ``1..C``, of a ``category_id``."""
         if category_id not in self._labels:
@@ -133,7 +141,8 @@ class Categories(Sequence[Category]):
         Returns:
             The classes. A missing frequency is computed from the image count by LVIS's rule.
         """
-        return cls(_category_from_lvis(e, image_counts or {}, instance_counts or {}) for e in entries)
+        cleaned = clean_entries(entries, Faults("categories"))
+        return cls(_category_from_lvis(e, image_counts or {}, instance_counts or {}) for e in cleaned)
 
     def to_lvis(self) -> list[dict[str, Any]]:
         """Return the ``categories`` list of an LVIS-format file, ready for JSON."""
@@ -152,25 +161,122 @@ class Categories(Sequence[Category]):
         ]
 
 
+def clean_entries(entries: Iterable[Any], faults: Faults) -> list[dict[str, Any]]:
+    """Check the ``categories`` list of an LVIS- or COCO-format file, and put right what can be.
+
+    Args:
+        entries: the list; ids may be floats without a fraction, ``synonyms`` one text, ``frequency`` a word,
+            and what is null counts as absent.
+        faults: takes what is wrong: an id or a name that is missing or listed twice, a frequency, count or
+            synonym that is none.
+
+    Returns:
+        The good entries in file order, without keys that are null.
+    """
+    cleaned: list[dict[str, Any]] = []
+    ids: set[int] = set()
+    names: dict[str, str] = {}
+    for entry in entries:
+        found = _clean_entry(entry, faults)
+        if found is None:
+            continue
+        name = found["name"]
+        other = names.setdefault(normalized_name(name), name)
+        if found["id"] in ids:
+            faults.refuse("category ids are listed twice", found["id"])
+            continue
+        if other is not name:
+            faults.refuse("category names are alike", f"{other!r} and {name!r} of category {found['id']}")
+        ids.add(found["id"])
+        cleaned.append(found)
+    return cleaned
+
+
+def normalized_name(name: str) -> str:
+    """Return the form by which two names are the same, without case, ``_`` and width of spaces.
+
+    Args:
+        name: as written in a file.
+
+    Returns:
+        It in small letters.
+
+    Example:
+        >>> normalized_name(" Traffic_Light")
+        'traffic light'
+    """
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+
+
+def name_conflict(known: Mapping[int, str], other: Mapping[int, str]) -> str:
+    """Say which id has another name in the second place than in the first; empty if none has.
+
+    Args:
+        known: names by ``category_id``.
+        other: the same; ids that only one of both has are left aside.
+
+    Returns:
+        Such as ``category 3 is 'cup' and 'plate'``.
+    """
+    for category_id in sorted(known.keys() & other.keys()):
+        names = known[category_id], other[category_id]
+        if normalized_name(names[0]) != normalized_name(names[1]):
+            return f"category {category_id} is {names[0]!r} and {names[1]!r}"
+    return ""
+
+
+def _clean_entry(entry: Any, faults: Faults) -> dict[str, Any] | None:
+    entry = (
+        {key: value for key, value in entry.items() if value is not None}
+        if isinstance(entry, Mapping)
+        else {}
+    )
+    category_id, name = entry.get("id"), entry.get("name")
+    if isinstance(category_id, float) and category_id.is_integer():
+        category_id = int(category_id)
+    if type(category_id) is not int or not -(1 << 63) <= category_id < 1 << 63:
+        faults.refuse("categories lack a whole number of 64 bits as id", entry)
+        return None
+    if not isinstance(name, str) or not normalized_name(name):
+        faults.refuse("categories lack a name", f"category {category_id}, name {name!r}")
+        return None
+    entry |= {"id": category_id, "name": name.strip()}
+    synonyms = entry.get("synonyms", [])
+    entry["synonyms"] = [synonyms] if isinstance(synonyms, str) else synonyms
+    texts = (*entry["synonyms"], *(entry.get(key, "") for key in ("def", "synset")))
+    if odd := [each for each in texts if not isinstance(each, str)]:
+        faults.refuse("definitions and synonyms are no text", f"{odd[0]!r} of category {name!r}")
+        return None
+    if "frequency" in entry:
+        word = entry["frequency"]
+        entry["frequency"] = next((k for k, v in FREQUENCY_OF_LETTER.items() if word in (k, v)), None)
+        if entry["frequency"] is None:
+            faults.refuse('frequencies are none of "r", "c", "f"', f"{word!r} of category {name!r}")
+            del entry["frequency"]
+    for key in ("image_count", "instance_count"):
+        count = entry.get(key, 0)
+        if isinstance(count, bool) or not isinstance(count, int | float) or count < 0 or count != int(count):
+            faults.refuse(
+                "counts of categories are no whole numbers", f"{key} {count!r} of category {name!r}"
+            )
+            del entry[key]
+        elif key in entry:
+            entry[key] = int(count)
+    return entry
+
+
 def _category_from_lvis(
     entry: Mapping[str, Any], image_counts: Mapping[int, int], instance_counts: Mapping[int, int]
 ) -> Category:
-    for key in ("id", "name"):
-        if key not in entry:
-            raise ValueError(f"every category needs {key!r}, got {dict(entry)}")
-    category_id = int(entry["id"])
-    image_count = int(entry.get("image_count", image_counts.get(category_id, 0)))
-    letter = entry.get("frequency")
-    if letter is not None and letter not in FREQUENCY_OF_LETTER:
-        name = entry["name"]
-        raise ValueError(f"frequency must be one of ['r', 'c', 'f'], got {letter!r} of category {name!r}")
+    category_id, letter = entry["id"], entry.get("frequency")
+    image_count = entry.get("image_count", image_counts.get(category_id, 0))
     return Category(
         category_id=category_id,
-        name=str(entry["name"]),
-        definition=str(entry.get("def", "")),
-        synonyms=tuple(entry.get("synonyms", ())),
-        synset=str(entry.get("synset", "")),
+        name=entry["name"],
+        definition=entry.get("def", ""),
+        synonyms=tuple(entry["synonyms"]),
+        synset=entry.get("synset", ""),
         frequency=frequency_of(image_count) if letter is None else FREQUENCY_OF_LETTER[letter],
         image_count=image_count,
-        instance_count=int(entry.get("instance_count", instance_counts.get(category_id, 0))),
+        instance_count=entry.get("instance_count", instance_counts.get(category_id, 0)),
     )

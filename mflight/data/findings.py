@@ -1,4 +1,4 @@
-"""What a check has found wrong, gathered by rule: how often, and the first examples."""
+"""What a check has found wrong, gathered by rule; or the first of it, raised at once."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -37,3 +37,34 @@ class Findings:
             more = ", ..." if count > _NUM_EXAMPLES else ""
             lines.append(f"{count:,} {rule}: {', '.join(self.examples[rule])}{more}")
         return lines
+
+
+class Faults:
+    """Takes what makes an input unusable: a reader refuses it there and then.
+
+    Args:
+        place: of the input, the start of the sentence.
+    """
+
+    def __init__(self, place: object) -> None:
+        self.place = place
+
+    def refuse(self, rule: str, example: object) -> None:
+        """Raise a ValueError with the place, the rule and what breaks it."""
+        raise ValueError(f"{self.place}: {rule}: {example}")
+
+
+class GatheredFaults(Faults):
+    """Lets the reader go on without what is faulty, so that a check names everything.
+
+    Args:
+        place: of the input.
+    """
+
+    def __init__(self, place: object) -> None:
+        super().__init__(place)
+        self.findings = Findings()
+
+    def refuse(self, rule: str, example: object) -> None:
+        """Note the breach."""
+        self.findings.add(rule, example)

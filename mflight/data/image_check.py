@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from mflight.data.annotation_format import ImageEntry, image_path
+from mflight.data.annotation_format import ImageEntry, image_paths
 from mflight.data.findings import Findings
+from mflight.data.pictures import read_picture
 
 
 def check_images(
@@ -21,7 +20,7 @@ def check_images(
     num_threads: int = 4,
     seed: int = 0,
 ) -> Findings:
-    """Look for the files of images, and decode some.
+    """Look for the files of images, and decode some as training does.
 
     Folders are listed once, so that all of LVIS's files are looked for in a second.
 
@@ -34,22 +33,33 @@ def check_images(
         seed: of the draws.
 
     Returns:
-        What is missing or damaged.
+        What is missing, damaged, or the file of two images.
     """
     draws, findings = random.Random(seed), Findings()
     folder = _Folder(root)
-    found = []
+    found: list[tuple[ImageEntry, Path]] = []
+    owners: dict[Path, int] = {}
     for image in _sample(images, num_images, draws):
-        path = folder.find(image_path(image))
+        path = folder.find(image_paths(image))
         if path is None:
-            findings.add(_missing(root, image_path(image)), f"{image_path(image)} (image {image.id})")
+            paths = image_paths(image) or ["no name"]
+            findings.add(_missing(root, paths[0]), f"{' or '.join(paths)} (image {image.id})")
+        elif owners.setdefault(path, image.id) != image.id:
+            findings.add("image files belong to two ids", f"{path} to {owners[path]} and {image.id}")
         else:
             found.append((image, path))
     chosen = _sample(found, num_decoded, draws)
     with ThreadPoolExecutor(num_threads) as pool:
-        for rule, example in filter(None, pool.map(_decode, chosen)):
-            findings.add(rule, example)
+        for fault in filter(None, pool.map(_decode, chosen)):
+            findings.add("image files cannot be trained on", fault)
     return findings
+
+
+def find_images(root: Path, images: Sequence[ImageEntry]) -> list[tuple[ImageEntry, Path]]:
+    """Return the images whose file is there, with it."""
+    folder = _Folder(root)
+    found = ((image, folder.find(image_paths(image))) for image in images)
+    return [(image, path) for image, path in found if path is not None]
 
 
 class _Folder:
@@ -59,9 +69,9 @@ class _Folder:
         self._root = root
         self._names: dict[str, set[str]] = {}
 
-    def find(self, path: str) -> Path | None:
-        name = PurePosixPath(path).name
-        for folder in (str(PurePosixPath(path).parent), "."):
+    def find(self, paths: Sequence[str]) -> Path | None:
+        for path in (*paths, *(PurePosixPath(path).name for path in paths)):
+            folder, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
             if folder not in self._names:
                 place = self._root / folder
                 self._names[folder] = set(os.listdir(place)) if place.is_dir() else set()
@@ -77,18 +87,13 @@ def _missing(root: Path, path: str) -> str:
     )
 
 
-def _decode(item: tuple[ImageEntry, Path]) -> tuple[str, str] | None:
+def _decode(item: tuple[ImageEntry, Path]) -> str:
     image, path = item
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            height, width = opened.height, opened.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return "image files cannot be decoded", f"{path} ({path.stat().st_size:,} bytes: {error})"
-    if (height, width) != (image.height, image.width):
-        sizes = f"{[height, width]}, annotated {[image.height, image.width]}"
-        return "image files are of another size than annotated", f"{path} ({sizes})"
-    return None
+        read_picture(path, (image.height, image.width))
+    except ValueError as error:
+        return str(error).removeprefix("image file ")
+    return ""
 
 
 def _sample(items: Sequence, number: int | None, draws: random.Random) -> Sequence:

@@ -1,6 +1,5 @@
 """LVIS v1 and COCO-format datasets: annotations as shared flat arrays, images with their targets."""
 
-import json
 import logging
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,13 +12,13 @@ from pycocotools import mask as coco_mask
 from pydantic import ConfigDict, validate_call
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
 
-from mflight.data.annotations import FORMAT_VERSION, read_annotation_file
-from mflight.data.array_cache import cached_arrays
+from mflight.data.annotation_chunk import DROP_REASONS
+from mflight.data.annotations import open_annotation_file, read_classes
 from mflight.data.categories import Categories
-from mflight.data.instance_arrays import DROP_REASONS
+from mflight.data.left_out import MAX_SHARE, LeftOut
 from mflight.data.outlines import Outlines
+from mflight.data.pictures import read_picture
 from mflight.data.target import Target
 from mflight.functional.boxes import clip_boxes
 
@@ -36,32 +35,18 @@ class LVISAnnotations:
     Args:
         annotation_file: JSON in LVIS v1 or COCO instance format.
         cache_dir: folder for the arrays; ``None`` reads the file each time and keeps the arrays in memory.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
     """
 
     def __init__(self, annotation_file: str | Path, cache_dir: str | Path | None = None) -> None:
         self.annotation_file = Path(annotation_file)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        if not self.annotation_file.is_file():
-            raise FileNotFoundError(f"annotation_file {self.annotation_file} does not exist")
-        if self.cache_dir is None:
-            self._arrays = read_annotation_file(self.annotation_file)
-        else:
-            self._arrays = cached_arrays(
-                self.annotation_file,
-                self.cache_dir,
-                FORMAT_VERSION,
-                lambda: read_annotation_file(self.annotation_file),
-            )
+        self._arrays = open_annotation_file(self.annotation_file, self.cache_dir)
         # plain views: slicing a memmap costs ten times as much as slicing an array
         self._arrays = {name: np.asarray(values) for name, values in self._arrays.items()}
         self.image_ids: np.ndarray = self._arrays["image_ids"]
-        self.categories = self._read_categories()
-        if any(self.num_dropped.values()):
-            counts = ", ".join(f"{count} {reason}" for reason, count in self.num_dropped.items() if count)
-            _log.info("%s: left out %s", self.annotation_file.name, counts)
+        self.categories = read_classes(self._arrays)
+        if told := self.left_out.warning():
+            _log.warning("%s: %s", self.annotation_file.name, told)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -82,6 +67,11 @@ class LVISAnnotations:
         return dict(zip(DROP_REASONS, self._arrays["num_dropped"].tolist(), strict=True))
 
     @property
+    def left_out(self) -> LeftOut:
+        """What of the file is no instance and should be one."""
+        return LeftOut.of_arrays(self._arrays)
+
+    @property
     def category_image_counts(self) -> dict[int, int]:
         """In how many images of this file each ``category_id`` has an instance."""
         counts = self._arrays["image_counts"].tolist()
@@ -93,8 +83,12 @@ class LVISAnnotations:
         return height, width
 
     def image_path(self, index: int) -> str:
-        """Return the path of an image below the image folder, ``train2017/000000000009.jpg`` for LVIS."""
-        return self._row("path", index, "paths").tobytes().decode()
+        """Return the likeliest path of an image below its folder, ``train2017/000000000009.jpg`` for LVIS."""
+        return self.image_paths(index)[0]
+
+    def image_paths(self, index: int) -> list[str]:
+        """Return where the file of an image may lie below its folder, the likeliest place first."""
+        return self._row("path", index, "paths").tobytes().decode().split("\n")
 
     def image_category_ids(self, index: int) -> list[int]:
         """Return each ``category_id`` that has an instance in an image, once, in order."""
@@ -155,17 +149,6 @@ class LVISAnnotations:
             masks=masks,
         )
 
-    def _read_categories(self) -> Categories:
-        entries = json.loads(self._arrays["categories"].tobytes())
-        if not entries:
-            raise ValueError(f"{self.annotation_file} lists no categories")
-        ids = sorted(entry["id"] for entry in entries)
-        return Categories.from_lvis(
-            entries,
-            image_counts=dict(zip(ids, self._arrays["image_counts"].tolist(), strict=True)),
-            instance_counts=dict(zip(ids, self._arrays["instance_counts"].tolist(), strict=True)),
-        )
-
     def _negatives(self, index: int) -> np.ndarray:
         if not self._arrays["is_exhaustive"][index]:
             return self._row("negative", index, "negatives")
@@ -195,6 +178,8 @@ class LVISDataset(Dataset):
         image_root: folder of the images; those of LVIS are COCO's ``train2017`` and ``val2017`` below it.
         cache_dir: folder for the flat arrays made of the annotations, or ``None`` for no cache.
         transform: applied to each sample.
+        replaces_damaged: an image that cannot be read gives way to another one, drawn by torch's random
+            state; else ``None`` stands for its sample. Each is told; a tenth of the images end it.
 
     Raises:
         FileNotFoundError: if there is no such annotation file or image folder.
@@ -208,7 +193,10 @@ class LVISDataset(Dataset):
         image_root: str | Path,
         cache_dir: str | Path | None = None,
         transform: Callable[[Tensor, dict[str, Any], Outlines], tuple[Tensor, Target]] | None = None,
+        replaces_damaged: bool = False,
     ) -> None:
+        self._replaces_damaged = replaces_damaged
+        self._damaged: set[int] = set()
         self.image_root = Path(image_root)
         if not self.image_root.is_dir():
             raise FileNotFoundError(f"image_root {self.image_root} does not exist")
@@ -224,13 +212,14 @@ class LVISDataset(Dataset):
         """Return the number of images."""
         return len(self.annotations)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """Read an image and its target."""
-        image, target, outlines = (
-            self.read_image(index),
-            self.annotations.target(index),
-            self.annotations.outlines(index),
-        )
+    def __getitem__(self, index: int) -> tuple[Tensor, Target] | None:
+        """Read an image and its target; a damaged one is told, and replaced or left out."""
+        try:
+            image = self.read_image(index)
+        except (ValueError, OSError) as error:
+            self._tell_damaged(index, error)
+            return self[int(torch.randint(len(self), ()))] if self._replaces_damaged else None
+        target, outlines = self.annotations.target(index), self.annotations.outlines(index)
         if self.transform is not None:
             return self.transform(image, target, outlines)
         height, width = image.shape[1:]
@@ -238,28 +227,33 @@ class LVISDataset(Dataset):
             target[key] = clip_boxes(target[key], (height, width))
         return image, Target(masks=outlines.draw((height, width)), **target)
 
+    def _tell_damaged(self, index: int, error: Exception) -> None:
+        """Warn of a damaged image the first time; a tenth of them, and more than one, is a ValueError."""
+        if index in self._damaged:
+            return
+        self._damaged.add(index)
+        if len(self._damaged) > 1 and len(self._damaged) >= MAX_SHARE * len(self):
+            raise ValueError(
+                f"{len(self._damaged)} of {len(self)} images are no use, the last: {error}"
+            ) from None
+        instead = "another one is trained on" if self._replaces_damaged else "it is not scored"
+        _log.warning("%s; %s (%d of %d images so far)", error, instead, len(self._damaged), len(self))
+
     def find_image(self, index: int) -> Path:
         """Return the file of an image: below its split's folder, or directly in ``image_root``."""
-        path = self.annotations.image_path(index)
-        for candidate in (self.image_root / path, self.image_root / Path(path).name):
-            if candidate.is_file():
-                return candidate
-        image_id = self.annotations.image_ids[index]
+        paths = self.annotations.image_paths(index)
+        for path in (*paths, *(Path(path).name for path in paths)):
+            if (self.image_root / path).is_file():
+                return self.image_root / path
         raise FileNotFoundError(
-            f"image {image_id} is neither {path} nor {Path(path).name} in {self.image_root}"
+            f"image {self.annotations.image_ids[index]} has no file: {self.image_root} holds none of "
+            f"{', '.join(dict.fromkeys((*paths, *(Path(path).name for path in paths))))}"
         )
 
     def read_image(self, index: int) -> Tensor:
         """Return uint8[3, H, W]; a damaged file or one of another size than annotated raises."""
-        path = self.find_image(index)
-        try:
-            image = decode_image(str(path), mode=ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise ValueError(f"image file {path} cannot be decoded: {error}") from error
-        if tuple(image.shape[1:]) != self.annotations.size_hw(index):
-            sizes = f"{tuple(image.shape[1:])} (H, W), its annotation says {self.annotations.size_hw(index)}"
-            raise ValueError(f"image file {path} is {sizes}")
-        return image
+        pixels = read_picture(self.find_image(index), self.annotations.size_hw(index))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:

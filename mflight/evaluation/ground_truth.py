@@ -1,55 +1,28 @@
 """LVIS ground truth as flat arrays, sorted by (image, category) cell, and the cells of the federated rule."""
 
-import math
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
-import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
 
-from mflight.data.categories import FREQUENCIES, FREQUENCY_OF_LETTER, Category, frequency_of
+from mflight.data.annotation_chunk import ChunkReader
+from mflight.data.annotation_format import (
+    AnnotationEntry,
+    FileSections,
+    ImageEntry,
+    decode_entries,
+    open_sections,
+    read_images,
+)
+from mflight.data.categories import FREQUENCY_OF_LETTER, Category, clean_entries, frequency_of, name_conflict
+from mflight.data.findings import Faults
+from mflight.evaluation.annotated_instances import AnnotatedInstances, cells_of
 
-SegmentationT = TypeVar("SegmentationT")
-
-
-class _Image(msgspec.Struct):
-    id: int
-    height: int
-    width: int
-    neg_category_ids: list[int] | UnsetType = UNSET
-    not_exhaustive_category_ids: list[int] = []
-
-
-class _Category(msgspec.Struct):
-    id: int
-    name: str = ""
-    frequency: str | None = None
-    image_count: int | None = None
-
-
-class _Annotation(msgspec.Struct, Generic[SegmentationT], gc=False):
-    id: int
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    area: float | UnsetType = UNSET
-    ignore: int = 0
-    iscrowd: int = 0
-    segmentation: SegmentationT | UnsetType = UNSET
-
-    @property
-    def area_px(self) -> float:
-        """The file's area in square pixels, the box's where it tells none."""
-        return self.bbox[2] * self.bbox[3] if self.area is UNSET else self.area
-
-
-class _File(msgspec.Struct, Generic[SegmentationT]):
-    images: list[_Image]
-    categories: list[_Category]
-    annotations: list[_Annotation[SegmentationT]]
+_MAX_WITHOUT_OUTLINE = 0.1  # share of the instances
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +31,10 @@ class GroundTruth:
 
     A *cell* is one (image, category) pair; its key is ``image_index * C + category_index``, where both
     indices count in ascending id order. Instances are sorted by cell, in file order within a cell, and
-    instances without a positive, finite area are left out, as lvis-api does.
+    instances without a positive, finite area are left out, as lvis-api does; in a file without any
+    ``neg_category_ids``, a COCO file, they have the area of their outline and count, as in pycocotools. The
+    file is read and refused as for training. Annotation id 0 is an id like others here, where lvis-api reads
+    it as "no match".
 
     Shapes: ``I`` images, ``C`` categories, ``G`` instances.
 
@@ -73,10 +49,11 @@ class GroundTruth:
         cells: ``int64[G]`` ascending cell keys.
         ids: ``int64[G]`` annotation ids.
         boxes_xywh: ``float64[G, 4]`` in pixels.
-        areas_px: ``float64[G]`` the file's area, in square pixels; the box's where the file tells none.
+        areas_px: ``float64[G]`` the file's area, in square pixels; where the file tells none the outline's,
+            or the box's.
         is_ignored: ``bool[G]`` the file's ``ignore`` flag, and crowds.
         is_crowd: ``bool[G]`` the file's ``iscrowd`` flag: a region of many objects, as COCO has them.
-        segmentations: ``G`` polygons, RLE dictionaries or their JSON text; None where there is none.
+        segmentations: ``G`` polygons, RLE dictionaries or their JSON text; None where nothing is outlined.
         judged_cells: ``int64[K]`` ascending keys of the cells in which detections count: those that hold
             an instance, those the image lists as negative, and all of an image without
             ``neg_category_ids``, which is taken as annotated exhaustively, as COCO is. None: every cell.
@@ -111,62 +88,52 @@ class GroundTruth:
 
         Raises:
             FileNotFoundError: if the path does not exist.
-            ValueError: if the content breaks LVIS's format, if an id occurs twice, or if an annotation names
-                an unknown image or category.
         """
         if isinstance(source, cls):
             return source
-        if isinstance(source, Mapping):
-            place = "ground truth"
-            try:
-                parsed = msgspec.convert(source, _File[Any])
-            except msgspec.ValidationError as error:
-                raise ValueError(f"{place} is not in LVIS format: {error}") from None
-        else:
-            place = str(source)
-            if not Path(source).is_file():
-                raise FileNotFoundError(f"annotations must be an LVIS JSON file, found no file at {place}")
-            try:
-                parsed = msgspec.json.decode(Path(source).read_bytes(), type=_File[msgspec.Raw])
-            except msgspec.DecodeError as error:
-                raise ValueError(f"{place} is not an annotation file in LVIS format: {error}") from None
-        return cls._from_parsed(parsed, place)
+        is_parsed = isinstance(source, Mapping)
+        if not is_parsed and not Path(source).is_file():
+            raise FileNotFoundError(f"annotations must be an LVIS JSON file, found no file at {source}")
+        faults = Faults("ground truth" if is_parsed else source)
+        sections = open_sections(source if is_parsed else Path(source), faults)
+        return cls._from_sections(sections, faults)
 
     @classmethod
-    def _from_parsed(cls, parsed: _File, place: str) -> Self:
-        images = sorted(parsed.images, key=lambda image: image.id)
-        categories = sorted(parsed.categories, key=lambda category: category.id)
-        image_ids = _unique_ids(images, f"{place}: image id")
-        category_ids = _unique_ids(categories, f"{place}: category id")
-        _unique_ids(sorted(parsed.annotations, key=lambda entry: entry.id), f"{place}: annotation id")
-        cells = cells_of(
-            index_of([entry.image_id for entry in parsed.annotations], image_ids, f"{place}: image id"),
-            index_of(
-                [entry.category_id for entry in parsed.annotations], category_ids, f"{place}: category id"
-            ),
-            len(category_ids),
-        )
-        kept = [index for index, entry in enumerate(parsed.annotations) if 0 < entry.area_px < math.inf]
-        order = np.asarray(kept, dtype=np.int64)[np.argsort(cells[kept], kind="stable")]
-        entries = [parsed.annotations[index] for index in order]
+    def _from_sections(cls, sections: FileSections, faults: Faults) -> Self:
+        images = sorted(read_images(sections.images, faults), key=lambda image: image.id)
+        categories = sorted(clean_entries(sections.categories, faults), key=lambda category: category["id"])
+        index_of_id = {category["id"]: index for index, category in enumerate(categories)}
+        annotations = decode_entries(sections.annotations, AnnotationEntry, "annotations", faults)
+        is_coco = all(image.is_exhaustive for image in images)
+        parts, position = [], 0
+        for chunk in ChunkReader(images, index_of_id, faults).read(annotations):
+            entries = sections.annotations[position : position + len(chunk.entries)]
+            parts.append(AnnotatedInstances.of_chunk(chunk, entries, len(categories), is_coco, faults))
+            position += len(entries)
+        found = AnnotatedInstances.join(parts, num_left_out=position - sum(len(part.cells) for part in parts))
+        if found.num_left_out:
+            _log.warning("%s: %d annotations without an area are left out", faults.place, found.num_left_out)
+        order = np.argsort(found.cells, kind="stable")
+        category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
+        sizes_hw = [(image.height, image.width) for image in images]
         return cls(
-            image_ids=image_ids,
-            image_hw=np.array([(image.height, image.width) for image in images], dtype=np.int64).reshape(
-                -1, 2
-            ),
+            image_ids=np.array([image.id for image in images], dtype=np.int64),
+            image_hw=np.array(sizes_hw, dtype=np.int64).reshape(-1, 2),
             category_ids=category_ids,
-            names=tuple(category.name for category in categories),
-            frequencies=tuple(_frequency_of(category, place) for category in categories),
-            image_counts=tuple(category.image_count for category in categories),
-            cells=cells[order],
-            ids=np.array([entry.id for entry in entries], dtype=np.int64),
-            boxes_xywh=np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4),
-            areas_px=np.array([entry.area_px for entry in entries], dtype=np.float64),
-            is_ignored=np.array([bool(entry.ignore or entry.iscrowd) for entry in entries], dtype=bool),
-            is_crowd=np.array([bool(entry.iscrowd) for entry in entries], dtype=bool),
-            segmentations=[None if e.segmentation is UNSET else e.segmentation for e in entries],
-            judged_cells=_judged_cells(images, category_ids, cells[order]),
-            open_cells=_listed_cells([image.not_exhaustive_category_ids for image in images], category_ids),
+            names=tuple(category["name"] for category in categories),
+            frequencies=tuple(_frequency_of(category) for category in categories),
+            image_counts=tuple(category.get("image_count") for category in categories),
+            cells=found.cells[order],
+            ids=found.ids[order],
+            boxes_xywh=found.boxes_xywh[order],
+            areas_px=found.areas_px[order],
+            is_ignored=found.is_ignored[order],
+            is_crowd=found.is_crowd[order],
+            segmentations=[found.segmentations[index] for index in order],
+            judged_cells=_judged_cells(images, category_ids, found.cells[order]),
+            open_cells=_listed_cells(
+                [image.not_exhaustive_category_ids or () for image in images], category_ids
+            ),
         )
 
     @property
@@ -182,8 +149,15 @@ class GroundTruth:
 
         Returns:
             The same instances with these figures.
+
+        Raises:
+            ValueError: if a class has another name there.
         """
         known = {category.category_id: category for category in categories}
+        names = {category_id: category.name for category_id, category in known.items()}
+        own = dict(zip(self.category_ids.tolist(), self.names, strict=True))
+        if conflict := name_conflict(names, own):
+            raise ValueError(f"training and validation annotations must name the same classes: {conflict}")
         found = [known.get(category_id) for category_id in self.category_ids.tolist()]
         frequencies, counts = list(self.frequencies), list(self.image_counts)
         for index, category in enumerate(found):
@@ -193,17 +167,17 @@ class GroundTruth:
         return replace(self, frequencies=tuple(frequencies), image_counts=tuple(counts))
 
     def check_segmentations(self) -> None:
-        """Raise a ValueError that names the first instance without an outline."""
-        for index, segmentation in enumerate(self.segmentations):
-            if segmentation is None:
-                raise ValueError(
-                    f'"segm" needs an outline of every instance; annotation {self.ids[index]} has none'
-                )
-
-
-def cells_of(image_index: np.ndarray, category_index: np.ndarray, num_categories: int) -> np.ndarray:
-    """Return the cell keys ``int64[N]`` of image and category indices."""
-    return np.asarray(image_index, dtype=np.int64) * num_categories + category_index
+        """Raise a ValueError if a tenth of the instances have no outline; fewer count as never found."""
+        without = [index for index, outline in enumerate(self.segmentations) if outline is None]
+        if not without:
+            return
+        told = (
+            f"{len(without):,} of {len(self.segmentations):,} annotations have no outline, annotation "
+            f"{self.ids[without[0]]} is the first"
+        )
+        if len(without) >= _MAX_WITHOUT_OUTLINE * len(self.segmentations):
+            raise ValueError(f'"segm" needs outlines, {told}; iou_types=[bbox] scores boxes alone')
+        _log.warning("%s; no mask can find them", told)
 
 
 def is_member(keys: np.ndarray, members: np.ndarray) -> np.ndarray:
@@ -236,28 +210,13 @@ def index_of(ids: Sequence[int] | np.ndarray, known_ids: np.ndarray, place: str)
     return np.searchsorted(known_ids, ids)
 
 
-def _unique_ids(entries: list, place: str) -> np.ndarray:
-    ids = np.array([entry.id for entry in entries], dtype=np.int64)
-    twice = ids[1:][ids[1:] == ids[:-1]]
-    if len(twice):
-        raise ValueError(f"{place} {twice[0]} is listed twice")
-    return ids
+def _frequency_of(category: Mapping[str, Any]) -> str:
+    if "frequency" in category:
+        return FREQUENCY_OF_LETTER[category["frequency"]]
+    return frequency_of(category["image_count"]) if "image_count" in category else ""
 
 
-def _frequency_of(category: _Category, place: str) -> str:
-    if category.frequency:
-        frequency = FREQUENCY_OF_LETTER.get(category.frequency, category.frequency)
-        if frequency not in FREQUENCIES:
-            raise ValueError(
-                f'{place}: frequency must be "r", "c" or "f", category {category.id} has "{frequency}"'
-            )
-        return frequency
-    if category.image_count is None:
-        return ""
-    return frequency_of(category.image_count)
-
-
-def _listed_cells(lists: list[list[int]], category_ids: np.ndarray) -> np.ndarray:
+def _listed_cells(lists: list[Sequence[int]], category_ids: np.ndarray) -> np.ndarray:
     image_index = np.repeat(np.arange(len(lists)), [len(listed) for listed in lists])
     listed_ids = np.array([category_id for listed in lists for category_id in listed], dtype=np.int64)
     known = is_member(listed_ids, category_ids)
@@ -266,11 +225,11 @@ def _listed_cells(lists: list[list[int]], category_ids: np.ndarray) -> np.ndarra
 
 
 def _judged_cells(
-    images: list[_Image], category_ids: np.ndarray, instance_cells: np.ndarray
+    images: list[ImageEntry], category_ids: np.ndarray, instance_cells: np.ndarray
 ) -> np.ndarray | None:
-    exhaustive = np.flatnonzero([image.neg_category_ids is UNSET for image in images])
+    exhaustive = np.flatnonzero([image.is_exhaustive for image in images])
     if len(exhaustive) == len(images):
         return None
-    listed = [[] if image.neg_category_ids is UNSET else image.neg_category_ids for image in images]
+    listed = [() if image.is_exhaustive else image.neg_category_ids for image in images]
     whole = cells_of(exhaustive[:, None], np.arange(len(category_ids)), len(category_ids)).ravel()
     return np.unique(np.concatenate([_listed_cells(listed, category_ids), whole, instance_cells]))

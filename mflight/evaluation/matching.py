@@ -75,7 +75,6 @@ def greedy_match(
     detection_cells: np.ndarray,
     ignored: np.ndarray,
     *,
-    is_named: np.ndarray,
     is_crowd: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give each detection, best score first, the best instance of its cell that is still free.
@@ -91,8 +90,6 @@ def greedy_match(
         overlaps: ``float64[P]`` IoU of the pairs.
         detection_cells: ``int64[D]`` cell keys, ascending.
         ignored: ``uint64[P]`` combinations in which the pair's instance does not count.
-        is_named: ``bool[P]`` false where the instance has annotation id 0, which lvis-api reads as "no
-            match": the instance is taken, yet its detection stays unmatched.
         is_crowd: ``bool[P]`` true where the instance is a crowd, which many detections may match.
 
     Returns:
@@ -102,11 +99,11 @@ def greedy_match(
     order = np.lexsort((-pairs.instance, -overlaps, pairs.detection))
     detection, reached = pairs.detection[order], reached_bits(overlaps[order])
     instance = np.unique(pairs.instance, return_inverse=True)[1][order]
-    ignored, named = ignored[order], np.where(is_named[order], ALL_BITS, _NO_BITS)
+    ignored = ignored[order]
     single = np.where(is_crowd[order], _NO_BITS, ALL_BITS)
 
     occupied = np.zeros(len(detection_cells), dtype=np.uint64)  # [D]
-    matched, matched_ignored = occupied.copy(), occupied.copy()
+    matched_ignored = occupied.copy()
     taken = np.zeros(len(order), dtype=np.uint64)
     for steps in _steps_of_rounds(detection, detection_cells):
         for ignored_turn in (False, True):
@@ -116,10 +113,9 @@ def greedy_match(
                 hit = reached[step] & turn & ~taken[g] & ~occupied[d]
                 occupied[d] |= hit
                 taken[g] |= hit & single[step]
-                matched[d] |= hit & named[step]
                 if ignored_turn:
                     matched_ignored[d] |= hit
-    return matched, matched_ignored
+    return occupied, matched_ignored
 
 
 def _steps_of_rounds(detection: np.ndarray, detection_cells: np.ndarray) -> Iterator[list[np.ndarray]]:

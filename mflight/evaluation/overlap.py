@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mflight.data.annotation_format import as_polygons
+
 MaskCell = tuple[list[Any], list[Any], list[bool], int, int]
 """Outlines of the detections and of the instances of one cell, which of these are crowds, image height and
 width in pixels."""
@@ -74,14 +76,14 @@ def mask_overlaps(cells: Sequence[MaskCell]) -> np.ndarray:
 def outline_to_rle(outline: Any, height_px: int, width_px: int) -> dict[str, Any]:
     """Return a compressed RLE dictionary of polygons, an RLE dictionary or ``Rle``, or JSON text.
 
-    Polygons of fewer than three points enclose nothing.
+    None, and polygons of fewer than three points, enclose nothing.
     """
     if isinstance(outline, Rle):
         outline = {"size": outline.size, "counts": outline.counts}
     elif isinstance(outline, bytes):
         outline = msgspec.json.decode(outline)
-    if isinstance(outline, list):
-        polygons = [polygon for polygon in outline if len(polygon) >= 6]
+    if outline is None or isinstance(outline, list):
+        polygons = as_polygons(outline or [])
         if not polygons:
             return coco_mask.encode(np.zeros((height_px, width_px), dtype=np.uint8, order="F"))
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
@@ -95,6 +97,11 @@ def mask_areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:
     # pycocotools 2.0.11 with numpy 2 raises OverflowError for more than 255 masks at a time.
     parts = [coco_mask.area(list(rles[start : start + 255])) for start in range(0, len(rles), 255)]
     return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
+
+
+def mask_boxes(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Return ``float64[N, 4]``: left, top, width and height in pixels of compressed RLE dictionaries."""
+    return np.array([coco_mask.toBbox(rle) for rle in rles], dtype=np.float64).reshape(-1, 4)
 
 
 class OverlapWorkers:

@@ -5,6 +5,7 @@ held.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
+from mflight.data.annotation_format import polygon_fault
+from mflight.data.categories import name_conflict
 from mflight.evaluation.detections import Detections, concatenate
 from mflight.evaluation.ground_truth import GroundTruth, cells_of, is_member
-from mflight.evaluation.overlap import Rle, mask_areas, outline_to_rle
+from mflight.evaluation.overlap import Rle, mask_areas, mask_boxes, outline_to_rle
+from mflight.functional.run_lengths import find_code_faults
 
 IOU_TYPES = ("bbox", "segm")
 _KEY_OF_IOU_TYPE = {"bbox": "bbox", "segm": "segmentation"}
@@ -26,28 +30,39 @@ class _Entry(msgspec.Struct, gc=False):
     category_id: int
     score: float
     bbox: tuple[float, float, float, float] | UnsetType = UNSET
-    segmentation: Rle | list[list[float]] | UnsetType = UNSET
+    segmentation: Rle | list[Any] | UnsetType = UNSET
+    category_name: str | UnsetType = UNSET
 
 
-_decoder = msgspec.json.Decoder(_Entry)
-_piece_decoder = msgspec.json.Decoder(list[_Entry])
+_decoder = msgspec.json.Decoder(_Entry, strict=False)
+_piece_decoder = msgspec.json.Decoder(list[_Entry], strict=False)
 
 
-def read_results(source: str | Path | Sequence[dict[str, Any]], ground_truth: GroundTruth) -> Detections:
+def read_results(
+    source: str | Path | Sequence[dict[str, Any]],
+    ground_truth: GroundTruth,
+    iou_types: Sequence[str] | None = None,
+) -> Detections:
     """Read and check a results file, or a list of dictionaries, which stays as it is.
 
     Args:
         source: path of a JSON file, or its content.
         ground_truth: the annotations that the results answer.
+        iou_types: what is scored, "bbox", "segm" or both; the box of a mask stands for one that is not given.
+            ``None``: whatever the first entry holds.
 
     Returns:
-        All detections in file order: with boxes, masks or both, whatever the first entry holds.
+        All detections in file order, with boxes, masks or both.
 
     Raises:
         ValueError: if the content is no list, or if an entry lacks a key, holds a value of another type, has
-            neither box nor mask, not the same of them as the first entry, an unknown image or category id, a
-            score that is not finite, or an RLE of another size than its image.
+            neither box nor mask, not the same of them as the first entry, an unknown image or category id,
+            another name of its category than the ground truth, a score that is not finite, or an outline that
+            is no mask of its image; or if masks are asked for that are not there.
     """
+    unknown = [each for each in iou_types or () if each not in IOU_TYPES]
+    if unknown or (iou_types is not None and not iou_types):
+        raise ValueError(f"iou_types must be some of {list(IOU_TYPES)}, got {list(iou_types)}")
     if isinstance(source, str | Path):
         place = str(source)
         entries = _open_results(Path(source))
@@ -58,13 +73,27 @@ def read_results(source: str | Path | Sequence[dict[str, Any]], ground_truth: Gr
         entries = source
     if not entries:
         return _no_detections()
-    iou_types: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     parts = []
     for start in range(0, len(entries), _PIECE):
         piece = _parse_piece(entries[start : start + _PIECE], start, place)
-        iou_types = iou_types or _iou_types_of(piece[0], f"{place}: entry 0")
-        parts.append(_to_detections(piece, iou_types, ground_truth, start, place))
+        held = held or _iou_types_of(piece[0], f"{place}: entry 0")
+        if "segm" in (iou_types or ()) and "segm" not in held:
+            raise ValueError(
+                f"iou_types={list(iou_types)} asks for masks, the entries of {place} hold boxes only"
+            )
+        found = _to_detections(piece, held, ground_truth, start, place)
+        parts.append(_restrict(found, iou_types or held))
     return concatenate(parts)
+
+
+def _restrict(detections: Detections, iou_types: Sequence[str]) -> Detections:
+    """Keep what is asked for; read_results has checked that it is there, or worked it out."""
+    return replace(
+        detections,
+        boxes_xywh=detections.boxes_xywh if "bbox" in iou_types else None,
+        segmentations=detections.segmentations if "segm" in iou_types else None,
+    )
 
 
 def _open_results(path: Path) -> list[msgspec.Raw]:
@@ -88,11 +117,11 @@ def _parse_piece(piece: Sequence[Any], start: int, place: str) -> list[_Entry]:
     try:
         if is_json:
             return _piece_decoder.decode(b"[" + b",".join(piece) + b"]")
-        return msgspec.convert(piece, list[_Entry])
+        return msgspec.convert(piece, list[_Entry], strict=False)
     except msgspec.ValidationError:
         for index, raw in enumerate(piece, start=start):
             try:
-                _decoder.decode(raw) if is_json else msgspec.convert(raw, _Entry)
+                _decoder.decode(raw) if is_json else msgspec.convert(raw, _Entry, strict=False)
             except msgspec.ValidationError as error:
                 content = msgspec.json.decode(raw) if is_json else raw
                 held = f"the keys {sorted(content)}" if isinstance(content, dict) else repr(content)
@@ -120,16 +149,17 @@ def _to_detections(
     image_ids, category_ids = [e.image_id for e in piece], [e.category_id for e in piece]
     image_index = _known("image_id", image_ids, ground_truth.image_ids, start, place)
     category_index = _known("category_id", category_ids, ground_truth.category_ids, start, place)
+    _check_names(piece, category_index, ground_truth.names, start, place)
     boxes_xywh = np.array([entry.bbox for entry in piece]) if "bbox" in iou_types else None
     segmentations = None
     if "segm" in iou_types:
         sizes_hw = ground_truth.image_hw[image_index]
         segmentations = [entry.segmentation for entry in piece]
-        _check_rles(segmentations, sizes_hw, start, place)
+        _check_outlines(segmentations, sizes_hw, start, place)
     if boxes_xywh is None:
-        areas_px = mask_areas(
-            [outline_to_rle(o, *size) for o, size in zip(segmentations, sizes_hw.tolist(), strict=True)]
-        )
+        sizes = sizes_hw.tolist()
+        rles = [outline_to_rle(o, *size) for o, size in zip(segmentations, sizes, strict=True)]
+        areas_px, boxes_xywh = mask_areas(rles), mask_boxes(rles)
     else:
         areas_px = boxes_xywh[:, 2] * boxes_xywh[:, 3]
     if segmentations is not None:
@@ -149,11 +179,25 @@ def _to_detections(
 
 
 def _known(key: str, ids: list[int], known_ids: np.ndarray, start: int, place: str) -> np.ndarray:
-    unknown = np.flatnonzero(~is_member(np.asarray(ids), known_ids))
+    try:
+        found = np.array(ids, dtype=np.int64)
+    except OverflowError:  # no id of the ground truth has more than 64 bits
+        found = np.array([i if abs(i) < 1 << 63 else -1 for i in ids], dtype=np.int64)
+    unknown = np.flatnonzero(~is_member(found, known_ids) | (found != np.array(ids, dtype=object)))
     if len(unknown):
         value, index = ids[unknown[0]], start + unknown[0]
         raise ValueError(f"{place}: entry {index} has {key} {value}, which the ground truth does not list")
-    return np.searchsorted(known_ids, ids)
+    return np.searchsorted(known_ids, found)
+
+
+def _check_names(
+    piece: list[_Entry], category_index: np.ndarray, names: tuple[str, ...], start: int, place: str
+) -> None:
+    for index, entry in enumerate(piece):
+        if entry.category_name is not UNSET:
+            name = names[category_index[index]]
+            if conflict := name_conflict({entry.category_id: name}, {entry.category_id: entry.category_name}):
+                raise ValueError(f"{place}: entry {start + index} names another class: {conflict}")
 
 
 def _check_uniform(piece: list[_Entry], iou_types: tuple[str, ...], start: int, place: str) -> None:
@@ -164,15 +208,9 @@ def _check_uniform(piece: list[_Entry], iou_types: tuple[str, ...], start: int, 
             raise ValueError(f"{place}: entry {index} holds {held}, but the first entry holds {iou_types}")
 
 
-def _check_rles(outlines: list[Rle | list], sizes_hw: np.ndarray, start: int, place: str) -> None:
+def _check_outlines(outlines: list[Rle | list], sizes_hw: np.ndarray, start: int, place: str) -> None:
     index = [i for i, outline in enumerate(outlines) if type(outline) is Rle]
     rles = [outlines[i] for i in index]
-    if not {type(rle.counts) for rle in rles} <= {str, bytes, list}:
-        for i, rle in zip(index, rles, strict=True):
-            if not isinstance(rle.counts, str | bytes | list):
-                raise ValueError(
-                    f"{place}: entry {start + i} must have RLE counts as text or list, got {rle.counts!r}"
-                )
     given_hw = np.array([rle.size for rle in rles], dtype=np.int64).reshape(-1, 2)
     wrong = np.flatnonzero((given_hw != sizes_hw[index]).any(axis=1))
     if len(wrong):
@@ -181,6 +219,13 @@ def _check_rles(outlines: list[Rle | list], sizes_hw: np.ndarray, start: int, pl
             f"{place}: entry {start + i} has an RLE of size {given_hw[wrong[0]].tolist()}, but its image has "
             f"{sizes_hw[i].tolist()}"
         )
+    faults = find_code_faults([rle.counts for rle in rles], sizes_hw[index])
+    if faults:
+        first = min(faults)
+        raise ValueError(f"{place}: entry {start + index[first]} holds no mask of its image: {faults[first]}")
+    for i, outline in enumerate(outlines):
+        if type(outline) is list and (fault := polygon_fault(outline, sizes_hw[i].tolist())):
+            raise ValueError(f"{place}: entry {start + i} holds no outline of its image: {fault}")
 
 
 def _no_detections() -> Detections:

@@ -19,6 +19,7 @@ def score_results(
     results: str | Path | Sequence[dict[str, Any]],
     max_detections: int = 300,
     num_workers: int | None = None,
+    iou_types: Sequence[str] | None = None,
 ) -> LVISEvaluator:
     """Score a results file or list in LVIS format: its boxes, its masks, or both.
 
@@ -28,17 +29,15 @@ def score_results(
         max_detections: how many detections of an image count.
         num_workers: processes that compute mask overlaps, 0 for none beside this one. None: one per core, at
             most 8, where there are enough masks to be worth starting them.
+        iou_types: what is scored, "bbox", "segm" or both; ``None``: whatever the results hold.
 
     Returns:
         The evaluator that has taken in everything: ask it for ``compute()`` and ``per_class()``.
     """
     ground_truth = GroundTruth.load(ground_truth)
-    detections = read_results(results, ground_truth)
-    iou_types = []
-    if detections.boxes_xywh is not None:
-        iou_types.append("bbox")
-    if detections.segmentations is not None:
-        iou_types.append("segm")
+    detections = read_results(results, ground_truth, iou_types)
+    held = {"bbox": detections.boxes_xywh, "segm": detections.segmentations}
+    iou_types = tuple(iou_type for iou_type, values in held.items() if values is not None)
     evaluator = LVISEvaluator(ground_truth=ground_truth, iou_types=iou_types, max_detections=max_detections)
     if num_workers is None:
         num_masks = sum(outline is not None for outline in detections.segmentations or ())

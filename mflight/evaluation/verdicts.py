@@ -121,7 +121,6 @@ def _judge(
         overlaps,
         cells,
         ignored,
-        is_named=ground_truth.ids[pairs.instance] != 0,
         is_crowd=ground_truth.is_crowd[pairs.instance],
     )
     outside = outside_bits(detections.areas_px)

@@ -5,29 +5,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import lightning as L
-import torch
 from pydantic import ConfigDict, Field, validate_call
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mflight.data.categories import Categories
 from mflight.data.copy_paste import CopyPasteDataset, SimpleCopyPaste
 from mflight.data.downscale import RandomDownscale
-from mflight.data.files import DATASET_KEYS, require_dataset
+from mflight.data.files import DATASET_KEYS
 from mflight.data.instance_paste import ClassScales, InstancePaste
-from mflight.data.lvis import LVISAnnotations, LVISDataset, read_categories
+from mflight.data.left_out import MAX_SHARE
+from mflight.data.lvis import read_categories
 from mflight.data.mixing import MixedBatches
 from mflight.data.samplers import build_sampler
 from mflight.data.share import SyntheticShare
 from mflight.data.slots import SlotCounts
-from mflight.data.target import Target
-from mflight.data.transforms import EvalTransform, TrainTransform
+from mflight.data.transforms import TrainTransform
 from mflight.synthesis.service import ServiceReport, SynthesisService
 from mflight.synthesis.stream import PoolStream
 from mflight.training.generators import Generators, Sharing
 from mflight.training.rank_batches import RankBatches, rank_and_world_size
-from mflight.training.settings import check_categories, check_synthesis
+from mflight.training.real_images import RealImages
+from mflight.training.settings import check_synthesis
 
 
 class MixedDataModule(L.LightningDataModule):
@@ -64,6 +63,7 @@ class MixedDataModule(L.LightningDataModule):
         wait: wait for a sample where none is ready.
         service_poll_s: time between two looks at the generators, in seconds.
         num_classes: how many the annotations must list; ``None``: any number.
+        max_left_out: share of the instances from which on leaving them out is refused; above 1 never.
         sharing: how training and generators share one device: the generators fill the pool first, or both
             take turns; ``None`` if each side has its own.
         turn_steps: training steps between two turns of the generators.
@@ -97,6 +97,7 @@ class MixedDataModule(L.LightningDataModule):
         wait: bool = False,
         service_poll_s: Annotated[float, Field(gt=0.0)] = 1.0,
         num_classes: Annotated[int, Field(ge=1)] | None = None,
+        max_left_out: Annotated[float, Field(gt=0.0)] = MAX_SHARE,
         sharing: Sharing | None = None,
         turn_steps: Annotated[int, Field(ge=1)] = 16,
         seed: int = 0,
@@ -106,25 +107,24 @@ class MixedDataModule(L.LightningDataModule):
         self.train_annotations, self.train_images = train_annotations, train_images
         self.val_annotations, self.val_images = val_annotations, val_images
         self._train_transform, self._cache_dir, self._prepare = train_transform, cache_dir, prepare
-        self._val_batch_size, self._epoch_steps = val_batch_size, epoch_steps
-        self._num_workers, self._repeat_factors = num_workers, repeat_factors
+        files = {key: getattr(self, key) for key in DATASET_KEYS}
+        rules = {"num_classes": num_classes, "max_left_out": max_left_out, "cache_dir": cache_dir}
+        self._real = RealImages(files=files, train_transform=train_transform, **rules)
+        self._val_loading = {"batch_size": val_batch_size, "num_workers": num_workers, "seed": seed}
+        self._epoch_steps, self._num_workers, self._repeat_factors = epoch_steps, num_workers, repeat_factors
         self._sampling = {"sampling": sampling, "repeat_threshold": repeat_threshold}
-        self._share, self._control, self._wait = share, control, wait
+        self._share, self._control, self._wait, self._sharing = share, control, wait, sharing
         self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
-        self._sharing, self._turn_steps = sharing, turn_steps
-        self._downscale, self._seed = downscale, seed
-        self._copy_paste, self._build_paste, self._num_classes = copy_paste, paste, num_classes
+        self._downscale, self._copy_paste, self._build_paste, self._seed = downscale, copy_paste, paste, seed
         self.stream: PoolStream | None = None
+        self._turn_steps, self._num_taken, self._train_categories = turn_steps, 0, None
         self._batches: MixedBatches | None = None
-        self._val: LVISDataset | None = None
-        self._train_categories: Categories | None = None
         self._generators: Generators | None = None
-        self._num_taken = 0
 
     @property
     def categories(self) -> Categories:
         """The classes: of the training annotations, whose frequencies count, once these are open."""
-        return self._train_categories or self._val_dataset().categories
+        return self._train_categories or self._real.val().categories
 
     @property
     def train_categories(self) -> Categories:
@@ -165,12 +165,11 @@ class MixedDataModule(L.LightningDataModule):
         return messages
 
     def check_files(self) -> None:
-        """Raise at once if the dataset is not there and is not made, or if the service's settings are bad."""
+        """Raise at once if the dataset is not there or no use, or if the service's settings are bad."""
         if self._build_service is not None:
             self._build_service()  # checks them, and starts nothing
-        if self._prepare is not None:
-            return
-        require_dataset({key: getattr(self, key) for key in DATASET_KEYS})
+        if self._prepare is None:
+            self._real.check()
 
     def prepare_data(self) -> None:
         """Make the dataset where it can be made."""
@@ -181,10 +180,7 @@ class MixedDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the data, and start the generators before training begins."""
         if stage != "fit":
-            if self.train_annotations.is_file():  # else another machine's: nothing to compare with
-                train = LVISAnnotations(self.train_annotations, self._cache_dir)
-                check_categories(train, self._val_dataset().annotations, self._num_classes)
-            return
+            return self._real.check() if self.train_annotations.is_file() else None
         rank, world_size = rank_and_world_size()
         if self._batches is None:
             self._batches = self._mix(rank, world_size)
@@ -206,13 +202,7 @@ class MixedDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation images, in order."""
-        return DataLoader(
-            self._val_dataset(),
-            batch_size=self._val_batch_size,
-            num_workers=self._num_workers,
-            collate_fn=_to_lists,
-            generator=torch.Generator().manual_seed(self._seed),  # leaves the global random state alone
-        )
+        return self._real.val_loader(**self._val_loading)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Hand a shared device over between two batches, and leave the batch to the module's own hook."""
@@ -232,13 +222,8 @@ class MixedDataModule(L.LightningDataModule):
 
     def _mix(self, rank: int, world_size: int) -> MixedBatches:
         share = self._share.over(num_steps=self._num_steps(), num_ranks=world_size)
-        train = LVISDataset(
-            annotation_file=self.train_annotations,
-            image_root=self.train_images,
-            cache_dir=self._cache_dir,
-            transform=self._train_transform,
-        )
-        check_categories(train.annotations, self._val_dataset().annotations, self._num_classes)
+        self._real.check()
+        train = self._real.train()
         self._train_categories = train.categories
         image_categories = [train.annotations.image_category_ids(index) for index in range(len(train))]
         place = {"seed": self._seed, "rank": rank, "num_ranks": world_size}
@@ -286,16 +271,6 @@ class MixedDataModule(L.LightningDataModule):
         bounds += [max_epochs * self._epoch_steps] if max_epochs > 0 else []
         return min(bounds, default=None)
 
-    def _val_dataset(self) -> LVISDataset:
-        if self._val is None:
-            self._val = LVISDataset(
-                annotation_file=self.val_annotations,
-                image_root=self.val_images,
-                cache_dir=self._cache_dir,
-                transform=EvalTransform(),
-            )
-        return self._val
-
     def _may_wait(self) -> bool:
         """Return whether to go on waiting for a sample."""
         if self.trainer is not None and self.trainer.received_sigterm:
@@ -304,7 +279,3 @@ class MixedDataModule(L.LightningDataModule):
             return True
         self._generators.wait_for_sample()
         return self._generators.more_may_come()
-
-
-def _to_lists(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    return [image for image, _ in samples], [target for _, target in samples]

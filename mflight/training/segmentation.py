@@ -136,7 +136,7 @@ class InstanceSegmentationModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
         """Detect, and hand boxes and run-length masks to the evaluator at once."""
         images, targets = batch
-        predictions = self.model(images)
+        predictions = self.model(images) if images else []  # none of them could be read
         category_ids = self._evaluator.ground_truth.category_ids
         for image, target, prediction in zip(images, targets, predictions, strict=True):
             image_id = int(target["image_id"])

@@ -1,10 +1,12 @@
 """Rules between settings of the data, checked before anything expensive."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+from omegaconf import DictConfig
+
+from mflight.data.categories import Categories
 from mflight.data.downscale import RandomDownscale
-from mflight.data.lvis import LVISAnnotations
 
 
 def check_synthesis(
@@ -37,24 +39,13 @@ def check_synthesis(
         )
 
 
-def check_categories(train: LVISAnnotations, val: LVISAnnotations, num_classes: int | None) -> None:
-    """Raise unless both files have the same classes, for labels are places in their order.
+class HasCategories(Protocol):
+    """What knows the classes of a dataset."""
 
-    Args:
-        train: annotations trained on.
-        val: annotations scored.
-        num_classes: how many there must be, or ``None``.
+    categories: Categories
 
-    Raises:
-        ValueError: if their number is another, or an id is in one of the files only.
-    """
-    if num_classes not in (None, len(train.categories)):
-        wanted = f"the {len(train.categories)} of {train.annotation_file}"
-        raise ValueError(f"data.num_classes must be {wanted}, got {num_classes}")
-    ids = [{c.category_id for c in annotations.categories} for annotations in (train, val)]
-    if ids[0] != ids[1]:
-        odd = sorted(ids[0] ^ ids[1])
-        raise ValueError(
-            f"data.train_annotations={train.annotation_file} and data.val_annotations={val.annotation_file} "
-            f"must list the same category ids, {odd[:10]} are in one of them only"
-        )
+
+def settle_num_classes(cfg: DictConfig, data: HasCategories) -> None:
+    """Take the number of classes from the annotations where the config leaves it to them."""
+    if cfg.data.num_classes is None:
+        cfg.data.num_classes = len(data.categories)

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from mflight.training.console import calm_lightning
 from mflight.training.run_folder import find_checkpoint, load_run_config
+from mflight.training.settings import settle_num_classes
 
 _PRIOR_CORRECTION = "mflight.detection.prior_correction.PriorCorrection"  # runs of before have no node of it
 
@@ -43,6 +44,7 @@ def validate_checkpoint(
     calm_lightning()
     datamodule = instantiate(cfg.datamodule)
     datamodule.check_files()
+    settle_num_classes(cfg, datamodule)
     changes: dict[str, Any] = {"evaluator": {"max_detections": max_detections}}
     if prior_tau is not None:
         changes["prior_correction"] = {"_target_": _PRIOR_CORRECTION, "tau": prior_tau}

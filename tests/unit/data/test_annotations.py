@@ -4,11 +4,24 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mflight.data import instance_arrays
-from mflight.data.annotations import read_annotation_file
+from mflight.data import annotation_chunk, instance_arrays
+from mflight.data.annotations import read_annotation_file, read_classes
 
 SQUARE = [[1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 1.0, 3.0]]
 TRIANGLE = [0.5, 0.5, 4.5, 0.5, 0.5, 2.5]
+IMAGE = {"id": 4, "height": 4, "width": 6, "file_name": "a.png"}
+CODES = [
+    ([0, 5], r"annotation 5 of image 20, its runs cover 5 px and not 4 x 6"),
+    ([0, 25], "cover 25 px and not 4 x 6"),
+    ([30, -6], "whole numbers >= 0, got -6"),
+    ([], "its counts are empty"),
+    ("", "its counts are empty"),
+    ("b'0120'", "the repr of bytes, b'0120'"),
+    ("01\n20", r"hold '\\n'"),
+    ("PP", "end within a number"),
+    ("05", "cover 5 px and not 4 x 6"),
+    (None, "text or a list of runs, got None"),
+]
 
 
 def annotation(annotation_id, **changes):
@@ -92,46 +105,142 @@ def test_what_cannot_be_trained_on_is_dropped_and_counted(tmp_path):
     crowd = {"size": [4, 6], "counts": [0, 24]}
     annotations = [
         annotation(1, iscrowd=1, segmentation=crowd),
-        annotation(2, bbox=[1.0, 1.0, 0.0, 2.0]),
-        annotation(3, bbox=[1.0, 1.0, 2.0, -1.0]),
+        annotation(2, segmentation=[[6.5, 1.0, 8.0, 1.0, 8.0, 3.0]]),
+        annotation(3, bbox=[1.0, 1.0, 2.0, -1.0], segmentation=None),
         annotation(4, segmentation=[[1.0, 1.0, 2.0, 2.0]]),
         annotation(5, segmentation=[]),
         annotation(6, segmentation=[[1.0, 1.0, 2.0, 2.0], TRIANGLE]),
     ]
     arrays = read_annotation_file(write(tmp_path, annotations))
-    assert arrays["num_dropped"].tolist() == [1, 2, 2]
+    assert arrays["num_dropped"].tolist() == [1, 3, 1]
+    assert arrays["left_out"].tolist() == [0, 4]
     assert arrays["annotation_ids"].tolist() == [6]
     assert arrays["vertex_offsets"].tolist() == [0, 3]
 
 
-def test_a_missing_area_is_that_of_the_box(tmp_path):
-    entry = annotation(1, bbox=[0.0, 0.0, 3.0, 2.0])
-    del entry["area"]
-    assert read_annotation_file(write(tmp_path, [entry]))["areas"].tolist() == [6.0]
+@pytest.mark.parametrize("area", [None, 0, -1.0])
+def test_a_missing_area_is_that_of_the_outline(tmp_path, area):
+    runs = {"size": [4, 6], "counts": [9, 2, 2, 2, 2, 2, 5]}
+    entries = [
+        annotation(1, area=area),
+        annotation(2, area=area, segmentation=[TRIANGLE]),
+        annotation(3, area=7),
+    ]
+    entries += [annotation(4, area=area, segmentation=runs)]
+    if area is None:
+        del entries[0]["area"]
+    assert read_annotation_file(write(tmp_path, entries))["areas"].tolist() == [4.0, 4.0, 7.0, 6.0]
+
+
+def test_a_missing_or_empty_box_is_that_of_the_outline(tmp_path):
+    runs = {"size": [4, 6], "counts": [9, 2, 2, 2, 2, 2, 5]}
+    entries = [
+        annotation(i, bbox=box) for i, box in enumerate([None, [], [0, 0, 0, 0], [1, 1, -2, 2]], start=1)
+    ]
+    entries += [annotation(5, bbox=None, segmentation=runs)]
+    del entries[0]["bbox"]
+    arrays = read_annotation_file(write(tmp_path, entries))
+    assert arrays["boxes"].tolist() == [[1, 1, 3, 3]] * 4 + [[2, 1, 5, 3]]
+    assert arrays["num_mended"].tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [[1, 1], [3, 1], [3, 3], [1, 3]],
+        [[[1.0, 1.0], [3.0, 1.0], [3.0, 3.0], [1.0, 3.0]]],
+        [1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 1.0, 3.0],
+        [[1, 1, 3, 1, 3, 3, 1, 3], [], [1, 1]],
+    ],
+)
+def test_polygons_are_read_whichever_way_they_are_written(tmp_path, outline):
+    arrays = read_annotation_file(write(tmp_path, [annotation(1), annotation(2, segmentation=outline)]))
+    assert arrays["vertices"].tolist() == [[1, 1], [3, 1], [3, 3], [1, 3]] * 2
+    assert arrays["polygon_offsets"].tolist() == [0, 1, 2]
+
+
+def test_what_other_tools_write_for_numbers_and_nothing_is_read(tmp_path):
+    entries = [annotation(1, iscrowd=False), annotation(2, iscrowd=None), annotation(3.0, iscrowd=True)]
+    categories = [
+        {
+            "id": 7.0,
+            "name": " cup ",
+            "def": None,
+            "synonyms": "mug",
+            "image_count": None,
+            "frequency": "rare",
+        },
+        {"id": 3, "name": "tray", "synonyms": None, "synset": None, "instance_count": None},
+    ]
+    arrays = read_annotation_file(write(tmp_path, entries, categories=categories))
+    assert arrays["annotation_ids"].tolist() == [1, 2] and arrays["num_dropped"].tolist() == [1, 0, 0]
+    tray, cup = read_classes(arrays)
+    assert (cup.name, cup.definition, cup.synonyms, cup.image_count) == ("cup", "", ("mug",), 1)
+    assert (tray.synonyms, tray.synset, tray.instance_count, tray.frequency) == ((), "", 0, "rare")
 
 
 @pytest.mark.parametrize(
     ("annotations", "changes", "message"),
     [
-        ([annotation(5, image_id=8)], {}, r"annotation 5 of .*annotations.json names the unknown image_id 8"),
-        ([annotation(5, category_id=1)], {}, "unknown category_id 1"),
+        ([annotation(5), annotation(5)], {}, "annotation ids are listed twice: 5"),
+        ([annotation(1 << 63)], {}, rf"64 bits: {1 << 63} of annotations\[0\]"),
+        (
+            [annotation(5, image_id=20.5)],
+            {},
+            r"annotations\[0\]: Expected `int`, got `float` - at `\$.image_id`",
+        ),
+        ([], {"images": [{"id": 1 << 70, "height": 4, "width": 6}]}, rf"{1 << 70} of images\[0\]"),
+        ([], {"images": [IMAGE, {**IMAGE, "file_name": "b.png"}]}, "image ids are listed twice: 4"),
+        ([], {"images": [IMAGE, {**IMAGE, "id": 5}]}, "two ids: a.png as 4 and 5"),
+        ([], {"images": [{**IMAGE, "width": 0}]}, r"no area: image 4, \[4, 0\]"),
+        (
+            [],
+            {"categories": [{"id": 1, "name": "Traffic_light"}, {"id": 2, "name": "traffic light "}]},
+            "alike",
+        ),
+        ([], {"categories": [{"id": 1, "name": " "}]}, "lack a name: category 1, name ' '"),
+        (
+            [],
+            {"categories": [{"id": 1, "name": "cup", "image_count": "3"}]},
+            "image_count '3' of category 'cup'",
+        ),
+        ([], {"categories": []}, "lists no categories"),
+        (
+            [annotation(5, segmentation=[[1, 1, 3.5e8, 1, 3, 3]])],
+            {},
+            r"annotation 5 .* 3.5e\+08 px in 6 x 4 px",
+        ),
+        ([annotation(5, segmentation=[[1, 1, 1e300, 1, 3, 3]])], {}, "annotation 5 of image 20, inf px"),
+        ([annotation(5, segmentation=[[1, 1, "3", 1, 3, 3]])], {}, r"annotation 5 of .*'3'"),
+        ([annotation(5, bbox=[1, 1, -9e9, 2])], {}, r"annotation 5 .* px in 6 x 4 px"),
+        ([annotation(5, bbox=[100, 1, 2, 2])], {}, r"annotation 5 .* 102 px in 6 x 4 px"),
+        *(
+            ([annotation(5, segmentation={"size": [4, 6], "counts": counts})], {}, message)
+            for counts, message in CODES
+        ),
+        (
+            [annotation(5, image_id=8)],
+            {},
+            r"annotations.json: annotations name an unknown image_id: 8 in annotation 5",
+        ),
+        ([annotation(5, category_id=1)], {}, "unknown category_id: 1"),
         (
             [annotation(5, segmentation={"size": [6, 4], "counts": [24]})],
             {},
-            r"annotation 5 .* has size \[6, 4\], its image \[4, 6\]",
+            r"another size .* annotation 5 of image 20, \[6, 4\], the image \[4, 6\]",
         ),
         (
             [annotation(5, bbox=[1, 2, 3])],
             {},
-            r"annotations.json is no .* annotations\[0\]: Expected `array` of length 4 - at `\$.bbox`",
+            r"boxes are no four numbers .* annotation 5 of image 20, \[1.0, 2.0, 3.0\]",
         ),
-        ([], {"images": "none"}, "annotations.json is no LVIS- or COCO-format annotation file"),
+        ([], {"images": "none"}, "annotations.json: file is no LVIS- or COCO-format annotation file"),
         (
             [],
             {"images": [{"id": 4, "height": 2, "width": 2}]},
-            "image 4 has neither a coco_url nor a file_name",
+            "neither a file_name nor a coco_url: image 4",
         ),
-        ([], {"categories": [{"name": "cup"}]}, r"as 'id', got \{'name': 'cup'\}"),
+        ([], {"categories": [{"name": "cup"}]}, r"as id: \{'name': 'cup'\}"),
     ],
 )
 def test_faulty_files_are_refused_with_the_entry(tmp_path, annotations, changes, message):
@@ -141,7 +250,7 @@ def test_faulty_files_are_refused_with_the_entry(tmp_path, annotations, changes,
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.json").touch()
-    with pytest.raises(ValueError, match=r"empty.json is no .*: it is empty"):
+    with pytest.raises(ValueError, match=r"empty.json: file is no .*: it is empty"):
         read_annotation_file(tmp_path / "empty.json")
 
 
@@ -161,7 +270,7 @@ def test_classes_and_crowds_are_counted(tmp_path):
 
 
 def test_many_annotations_come_through_in_several_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(instance_arrays, "_CHUNK", 2)
+    monkeypatch.setattr(annotation_chunk, "_CHUNK", 2)
     monkeypatch.setattr(instance_arrays, "_BLOCK", 2)
     entries = [annotation(i, image_id=(20, 11)[i % 2], bbox=[1.0, 1.0, i, 2.0]) for i in range(1, 6)]
     arrays = read_annotation_file(write(tmp_path, entries))

@@ -70,9 +70,9 @@ def test_unknown_ids_and_labels_are_named():
     ("entries", "message"),
     [
         ([], "categories is empty"),
-        ([{"id": 3, "name": "a"}, {"id": 3, "name": "b"}], r"got \[3\] more than once"),
-        ([{"id": 3}], r"needs 'name', got \{'id': 3\}"),
-        ([{"id": 3, "name": "a", "frequency": "x"}], "got 'x' of category 'a'"),
+        ([{"id": 3, "name": "a"}, {"id": 3, "name": "b"}], r"ids are listed twice: 3"),
+        ([{"id": 3}], "lack a name: category 3, name None"),
+        ([{"id": 3, "name": "a", "frequency": "x"}], "'x' of category 'a'"),
     ],
 )
 def test_faulty_lists_are_refused(entries, message):

@@ -63,7 +63,7 @@ def check(folder, splits, *overrides):
     keys = [f"data.{s}_annotations={folder}/{s}.json" for s in splits] + [
         f"data.{s}_images={folder}" for s in splits
     ]
-    given = ["data=lvis_format", f"data.root={folder}", "data.num_classes=2", *keys, *overrides]
+    given = ["data=lvis_format", f"data.root={folder}", "data.batch_size=1", *keys, *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("check_data", overrides=given)
     return check_data(cfg)
@@ -80,37 +80,54 @@ def test_a_sound_dataset_has_no_problem(dataset):
     text = io.StringIO()
     assert print_summary(summary, Console(file=text)) == 0
     assert "train 2 images, 2 annotations, 2 categories" in text.getvalue()
+    assert "2 classes in train: 2 rare, 0 common, 0 frequent" in text.getvalue()
+    row = {"name": "class_1", "images": 1, "instances": 1, "frequency": "rare"}
+    assert summary["train"]["classes"][0] == row
 
 
 def test_faulty_annotations_are_named_and_do_not_end_the_check(dataset):
     folder, splits = dataset
     splits["train"]["annotations"] = [
         annotation(1),
+        annotation(1),
         annotation(1, image_id=9),
         annotation(3, category_id=77),
         annotation(4, bbox=[6, 1, 4, 2]),  # to x = 10 of 8
         annotation(5, bbox=[6, 1, 2.9, 2]),  # by less than a pixel, as in LVIS
         annotation(6, segmentation={"size": [WIDTH, HEIGHT], "counts": [48]}),
-        annotation(7, bbox=[1, 2]),
+        annotation(7, bbox=[1, 2, 2, "two"]),
         annotation(8, segmentation=[]),
+        annotation(9, segmentation={"size": [HEIGHT, WIDTH], "counts": [47]}),
     ]
+    splits["train"]["annotations"] += [annotation(index) for index in range(10, 40)]
     found = check(folder, splits)["train"]
-    assert found["problems"][:3] == [
-        "1 annotation ids are listed twice: 1",
+    assert found["problems"] == [
+        "1 annotations are not of the format: annotations[7]: Expected `float`, got `str` - at `$.bbox[3]`",
         "1 annotations name an unknown image_id: 9 in annotation 1",
         "1 annotations name an unknown category_id: 77 in annotation 3",
+        "1 run-length codes are of another size than their image: annotation 6 of image 1, [8, 6], the image "
+        "[6, 8]",
+        "1 run-length codes are no masks of their image: annotation 9 of image 1, its runs cover 47 px and "
+        "not 6 x 8",
+        "1 annotation ids are listed twice: 1",
     ]
-    text = "\n".join(found["problems"][3:])
     assert (
-        "1 boxes reach out of their image: annotation 4 of image 1, [6.0, 1.0, 4.0, 2.0] in 8 x 6 px" in text
+        "1 boxes reach out of their image and are cut: annotation 4 of image 1, [6.0, 1.0, 10.0, 3.0] "
+        "(x1, y1, x2, y2) in 8 x 6 px" in found["notes"]
     )
-    assert "annotation 6 of image 1, [8, 6], the image [6, 8]" in text
-    assert "annotations[6]: Expected `array` of length 4" in text
-    assert len(found["problems"]) == 6
-    assert (
-        "1 instances without a polygon of three points are left out: annotation 8 of image 1"
-        in found["notes"]
+    told = "1 file is used in part: 1 of 35 instances is left out (1 without an outline)"
+    assert told in found["notes"]
+
+
+def test_a_file_that_loses_a_tenth_or_a_whole_class_is_refused(dataset):
+    folder, splits = dataset
+    splits["train"]["annotations"][1] = annotation(2, 2, 2, segmentation=[])
+    (line,) = problems(check(folder, splits))
+    assert line == (
+        "1 file loses too much: 1 of 2 instances is left out (1 without an outline), all of 'class_2'; "
+        "data.max_left_out=0.1 refuses that, 2 allows any"
     )
+    assert problems(check(folder, splits, "data.max_left_out=2")) == []
 
 
 def test_contradictions_of_the_federated_lists_are_named(dataset):
@@ -126,7 +143,7 @@ def test_contradictions_of_the_federated_lists_are_named(dataset):
         "1 classes that images list are unknown: 50 of image 1",
         partly.format(2),
     ]
-    assert summary["val"]["problems"] == [partly.format(3)]
+    assert summary["val"]["notes"] == [partly.format(3)] and summary["val"]["problems"] == []
 
 
 def test_missing_and_damaged_images_are_named_with_their_folder(dataset):
@@ -136,15 +153,17 @@ def test_missing_and_damaged_images_are_named_with_their_folder(dataset):
     whole = (folder / "train2017" / "1.png").read_bytes()
     (folder / "train2017" / "1.png").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (5, 4)).save(folder / "train2017" / "2.png")
-    assert problems(check(folder, splits)) == [
+    assert problems(check(folder, splits, "num_decoded=0")) == [
         f"1 image files are missing in {folder}/val2017, a folder that is not there: val2017/3.png (image 3)"
     ]
-    lines = problems(check(folder, splits, "num_decoded=all"))
-    assert any(line.startswith("1 image files cannot be decoded:") and "1.png" in line for line in lines)
-    size = f"{folder}/train2017/2.png ([4, 5], annotated [6, 8])"
-    assert (
-        lines.count(f"1 image files are of another size than annotated: {size}") == 2
-    )  # it belongs to both splits
+    lines = problems(check(folder, splits))  # a sample is opened, which is all of these
+    size = f"{folder}/train2017/2.png is (4, 5) (H, W), its annotation says (6, 8)"
+    assert any(
+        line.startswith(f"2 image files cannot be trained on: {folder}/train2017/1.png cannot be decoded:")
+        and line.endswith(size)
+        for line in lines
+    )
+    assert f"1 image files cannot be trained on: {size}" in lines  # it belongs to both splits
 
 
 def test_a_sample_of_the_images_is_looked_for(dataset):
@@ -162,7 +181,7 @@ def test_a_file_cut_short_and_a_missing_one_are_told_together(dataset):
         f"1 files or folders are not there: data.train_annotations={folder}/none.json"
     ]
     (line,) = summary["val"]["problems"]
-    assert "no whole LVIS- or COCO-format JSON" in line and f"{len(splits['val'])} bytes" in line
+    assert "no LVIS- or COCO-format annotation file" in line and f"{len(splits['val'])} bytes" in line
 
 
 def test_splits_and_settings_must_agree_on_classes_and_counts(dataset):
@@ -176,7 +195,30 @@ def test_splits_and_settings_must_agree_on_classes_and_counts(dataset):
         "2 in the val annotations, data.num_classes=3",
     ]
     assert summary["train"]["problems"] == ["1 counts differ from the published: 2 images and not 3"]
-    assert summary["val"]["problems"] == ['1 frequencies are none of "r", "c", "f": \'x\' of class_5']
+    assert summary["val"]["problems"] == [
+        '1 frequencies are none of "r", "c", "f": \'x\' of category \'class_5\''
+    ]
+
+
+def test_ids_must_have_the_same_names_in_both_splits(dataset):
+    folder, splits = dataset
+    splits["val"]["categories"] = [{**category(1), "name": "Class 2"}, {**category(2), "name": "class_1"}]
+    summary = check(folder, splits)
+    assert summary["dataset"]["problems"] == [
+        "1 ids have other names in train and val: category 1 is 'class_1' and 'Class 2'"
+    ]
+    splits["val"]["categories"] = [{**category(1), "name": "Class 1"}, category(2)]
+    assert problems(check(folder, splits)) == []
+
+
+def test_one_file_of_two_images_is_named(dataset):
+    folder, splits = dataset
+    splits["train"]["images"] = [image(1, file_name="a/1.png"), image(2, file_name="b/1.png")]
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "1.png")
+    for entry in splits["train"]["images"]:
+        del entry["coco_url"]
+    (line,) = check(folder, splits)["train"]["problems"]  # by their bare name both are one file
+    assert line == f"1 image files belong to two ids: {folder}/1.png to 1 and 2"
 
 
 def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
@@ -192,8 +234,9 @@ def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
     assert problems(summary) == []
     assert summary["train"]["notes"] == [
         "2 categories have no frequency, it is computed: class_1, class_2",
+        "1 classes have no instance to train on: class_1",
         "1 file without neg_category_ids, its images are taken as labelled exhaustively: 2 images",
-        "1 crowds are not trained on: annotation 1 of image 1",
+        "1 crowds are not trained on: 1",
     ]
 
 

@@ -142,18 +142,18 @@ def test_missing_files_and_folders_are_named(files):
     with pytest.raises(FileNotFoundError, match=r"image_root .*nowhere does not exist"):
         make_dataset(folder, image_root=folder / "nowhere")
     (folder / "images" / "6.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"image 6 is neither 6.png"):
-        make_dataset(folder)[1]
+    with pytest.raises(FileNotFoundError, match=r"image 6 has no file: .*images holds none of 6.png"):
+        make_dataset(folder).read_image(1)
 
 
 def test_damaged_and_mistaken_images_are_named(files):
     folder, _ = files
     Image.new("RGB", (3, 2)).save(folder / "images" / "6.png")
     with pytest.raises(ValueError, match=r"6.png is \(2, 3\) \(H, W\), its annotation says \(12, 16\)"):
-        make_dataset(folder)[1]
+        make_dataset(folder).read_image(1)
     (folder / "images" / "6.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"6.png cannot be decoded"):
-        make_dataset(folder)[1]
+        make_dataset(folder).read_image(1)
 
 
 def test_what_is_not_in_an_exhaustive_image_is_absent_unless_a_crowd_hides_it(files):

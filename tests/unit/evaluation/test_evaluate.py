@@ -94,7 +94,9 @@ def test_paths_are_checked_before_anything_is_read(tmp_path, files):
         FileNotFoundError, match=r"output must lie in an existing folder, found none at .*absent"
     ):
         evaluate(str(annotations), str(predictions), output=str(tmp_path / "absent" / "out.json"))
-    with pytest.raises(ValueError, match=r"ground truth\.json is not an annotation file"):
+    with pytest.raises(
+        ValueError, match=r"ground truth\.json: file is no LVIS- or COCO-format annotation file"
+    ):
         evaluate(str(annotations), str(predictions))
 
 
@@ -116,7 +118,8 @@ def test_a_failed_run_leaves_the_old_output(tmp_path, files):
 def test_frequencies_of_the_training_set_stand_for_missing_ones(tmp_path, world):
     ground_truth = world.make_ground_truth(3)
     (tmp_path / "results.json").write_text(json.dumps(world.make_results(ground_truth, 4)))
-    train = {**ground_truth, "images": [{**image, "file_name": "a.jpg"} for image in ground_truth["images"]]}
+    images = [{**image, "file_name": f"{image['id']}.jpg"} for image in ground_truth["images"]]
+    train = {**ground_truth, "images": images}
     (tmp_path / "train.json").write_text(json.dumps(train))
     told = score_results(ground_truth=ground_truth, results=tmp_path / "results.json").compute()
     for category in ground_truth["categories"]:

@@ -90,12 +90,22 @@ def test_boxes_alone_are_scored_as_boxes(world):
     assert_equal_to_lvis(world, ground_truth, results, iou_types=("bbox",))
 
 
-def test_ignored_instances_and_annotation_id_zero_equal_the_lvis_package(world):
+def test_ignored_instances_equal_the_lvis_package(world):
     ground_truth = world.make_ground_truth(15)
     for annotation in ground_truth["annotations"][::4]:
         annotation["ignore"] = 1
-    ground_truth["annotations"][1]["id"] = 0
     assert_equal_to_lvis(world, ground_truth, world.make_results(ground_truth, 16, ties=True))
+
+
+def test_annotation_id_zero_counts_like_any_other(world):
+    """The lvis package reads it as "no match", so its figures are those of the file with another id."""
+    ground_truth = world.make_ground_truth(15)
+    ground_truth["annotations"][1]["id"] = 7
+    results = world.make_results(ground_truth, 16, ties=True)
+    expected = score_results(ground_truth=ground_truth, results=results).compute()
+    ground_truth["annotations"][1]["id"] = 0
+    assert score_results(ground_truth=ground_truth, results=results).compute() == expected
+    assert world.run_lvis_package(ground_truth, results, "segm")[0]["AP"] * 100 < expected["segm"]["AP"]
 
 
 def test_only_images_without_annotations_give_minus_one(world):
@@ -297,7 +307,10 @@ def test_blocks_of_a_few_detections_give_the_same_figures_and_leave_no_outline(w
 
 def test_an_instance_without_an_outline_is_never_found_by_its_mask():
     ground_truth = tiny_ground_truth()
-    ground_truth["annotations"][0]["segmentation"] = []
+    first = ground_truth["annotations"][0]
+    ground_truth["annotations"] += [{**first, "id": number, "image_id": 4} for number in range(50, 75)]
+    ground_truth["images"].append({**ground_truth["images"][0], "id": 4})
+    first["segmentation"] = []
     ground_truth["annotations"][1]["segmentation"] = [[1.0, 2.0, 30.0, 40.0]]
     results = [
         {
@@ -307,10 +320,14 @@ def test_an_instance_without_an_outline_is_never_found_by_its_mask():
             "bbox": annotation["bbox"],
             "segmentation": square_rle((100, 100)),
         }
-        for annotation in ground_truth["annotations"]
+        for annotation in ground_truth["annotations"][:2]
     ]
-    figures = score_results(ground_truth=ground_truth, results=results).compute()
+    evaluator = score_results(ground_truth=ground_truth, results=results)
+    figures = evaluator.compute(image_ids=[3])
     assert (figures["bbox"]["AP"], figures["segm"]["AP"]) == (pytest.approx(100.0), 0.0)
+    ground_truth["annotations"] = ground_truth["annotations"][:19]
+    with pytest.raises(ValueError, match=r"2 of 19 annotations have no outline, annotation \d+ is the first"):
+        score_results(ground_truth=ground_truth, results=results)
 
 
 def outline_as_rle(outline, compressed):
@@ -340,9 +357,13 @@ def test_coco_format_with_crowds_equals_pycocotools(world, seed):
         expected = world.run_coco_package(ground_truth, results, iou_type)
         assert {name: ours[iou_type][name] / 100 for name in expected} == pytest.approx(expected, abs=1e-9)
 
-    for annotation in ground_truth["annotations"]:
-        del annotation["area"]
-    assert score_results(ground_truth=ground_truth, results=results).compute() == ours
+    missing = copy.deepcopy(ground_truth)
+    for annotation, other in zip(ground_truth["annotations"], missing["annotations"], strict=True):
+        annotation["area"] = 0
+        del other["area"]
+    by_outline = score_results(ground_truth=ground_truth, results=results).compute()
+    assert by_outline == score_results(ground_truth=missing, results=results).compute()
+    assert by_outline["segm"]["AP"] == pytest.approx(ours["segm"]["AP"])  # the size classes differ
     for annotation in ground_truth["annotations"]:
         del annotation["iscrowd"]
     assert score_results(ground_truth=ground_truth, results=results).compute() != ours

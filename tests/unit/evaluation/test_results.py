@@ -82,23 +82,31 @@ def test_frequency_comes_from_the_image_count_or_stays_open():
 @pytest.mark.parametrize(
     ("part", "entry", "message"),
     [
-        ("images", {"id": 3, "height": 2, "width": 2, "neg_category_ids": []}, "image id 3 is listed twice"),
-        ("categories", {"id": 9, "frequency": "x"}, 'category 9 has "x"'),
         (
-            "annotations",
-            {"id": 1, "image_id": 3, "category_id": 5, "bbox": [0] * 4, "area": 1},
-            "annotation id 1",
+            "images",
+            {"id": 3, "height": 2, "width": 2, "neg_category_ids": []},
+            "image ids are listed twice: 3",
         ),
-        ("annotations", {"id": 2, "image_id": 4, "category_id": 5, "bbox": [0] * 4, "area": 1}, "image id 4"),
+        ("categories", {"id": 9, "name": "hat", "frequency": "x"}, "'x' of category 'hat'"),
         (
             "annotations",
-            {"id": 2, "image_id": 3, "category_id": 6, "bbox": [0] * 4, "area": 1},
-            "category id 6",
+            {"id": 1, "image_id": 3, "category_id": 5, "bbox": [0, 0, 9, 9], "area": 1},
+            "annotation ids are listed twice: 1",
+        ),
+        (
+            "annotations",
+            {"id": 2, "image_id": 4, "category_id": 5, "bbox": [0, 0, 9, 9], "area": 1},
+            "unknown image_id: 4",
+        ),
+        (
+            "annotations",
+            {"id": 2, "image_id": 3, "category_id": 6, "bbox": [0, 0, 9, 9], "area": 1},
+            "unknown category_id: 6",
         ),
         (
             "annotations",
             {"id": 2, "image_id": 3, "category_id": 5, "area": 1},
-            r"`bbox` - at `\$\.annotations\[1\]`",
+            "neither a box nor an outline: annotation 2, None",
         ),
     ],
 )
