@@ -29,7 +29,7 @@ def find_code_faults(counts: Sequence[Any], sizes_hw: np.ndarray) -> dict[int, s
         if isinstance(each, list):
             fault = _list_fault(each, sizes_hw[index])
         else:
-            text = each.encode("ascii", "replace") if isinstance(each, str) else each
+            text = each.encode() if isinstance(each, str) else each
             fault = _form_fault(text)
             if not fault:
                 places.append(index)

@@ -113,3 +113,53 @@ def test_frequency_comes_from_the_image_count_or_stays_open():
 def test_bad_ground_truth_is_named(part, entry, message):
     with pytest.raises(ValueError, match=message):
         GroundTruth.load({**GROUND_TRUTH, part: [*GROUND_TRUTH[part], entry]})
+
+
+@pytest.mark.parametrize(
+    ("outline", "message"),
+    [
+        (
+            {"size": [20, 30], "counts": [0, 9]},
+            "entry 1 holds no mask of its image: its runs cover 9 px and not 20 x",
+        ),
+        ({"size": [20, 30], "counts": [601]}, "entry 1 .* cover 601 px"),
+        ({"size": [20, 30], "counts": "b'05'"}, "entry 1 .* repr of bytes"),
+        ({"size": [20, 30], "counts": ""}, "entry 1 .* are empty"),
+        ({"size": [20, 30], "counts": 7}, "entry 1 .* text or a list of runs, got 7"),
+        ([[1, 1, 4e8, 1, 5, 5]], r"entry 1 holds no outline of its image: 4e\+08 px in 30 x 20 px"),
+        ([[1, 1, "x", 1, 5, 5]], "entry 1 holds no outline .* must hold numbers"),
+    ],
+)
+def test_outlines_that_are_no_masks_are_named(read, outline, message):
+    good = {**without("bbox"), "segmentation": {"size": [20, 30], "counts": [590, 10]}}
+    with pytest.raises(ValueError, match=message):
+        read([good, {**good, "segmentation": outline}])
+
+
+def test_points_are_read_as_polygons_and_ids_without_a_fraction_as_ids(read):
+    flat, pairs = [[2, 2, 8, 2, 8, 8, 2, 8]], [[2, 2], [8, 2], [8, 8], [2, 8]]
+    entries = [{**without("bbox"), "segmentation": each, "image_id": 3.0} for each in (flat, pairs)]
+    assert read(entries).areas_px.tolist() == [36.0, 36.0]
+    with pytest.raises(ValueError, match=f"entry 0 has image_id {1 << 64}"):
+        read([{**BOX, "image_id": 1 << 64}])
+
+
+def test_another_name_of_a_class_is_refused(read):
+    assert len(read([{**BOX, "category_name": "Cup"}])) == 1
+    with pytest.raises(ValueError, match="entry 0 names another class: category 5 is 'cup' and 'cap'"):
+        read([{**BOX, "category_name": "cap"}])
+
+
+def test_what_is_scored_can_be_asked_for():
+    truth = GroundTruth.load(GROUND_TRUTH)
+    mask = {**without("bbox"), "segmentation": {"size": [20, 30], "counts": [20 * 2 + 3, 4, 16, 4, 533]}}
+    detections = read_results([mask], truth, ["bbox"])
+    assert detections.boxes_xywh.tolist() == [[2, 3, 2, 4]] and detections.segmentations is None
+    assert read_results([{**BOX, **mask}], truth, ["segm"]).boxes_xywh is None
+    assert read_results([mask], truth).boxes_xywh is None
+    with pytest.raises(
+        ValueError, match=r"iou_types=\['segm'\] asks for masks, the entries of results hold boxes"
+    ):
+        read_results([BOX], truth, ["segm"])
+    with pytest.raises(ValueError, match=r"some of \['bbox', 'segm'\], got \['box'\]"):
+        read_results([BOX], truth, ["box"])
