@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mflight.evaluation.figure_files import require_folders, write_figures
+from mflight.evaluation.lvis_package import compare_with_package
 from mflight.mistakes import tells_mistakes
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
@@ -38,6 +39,7 @@ def evaluate(
     per_class: str | None = None,
     train_annotations: str | None = None,
     iou_types: list[str] | None = None,
+    with_lvis: bool = False,
 ) -> Figures:
     """Score a results file and write the figures.
 
@@ -51,6 +53,7 @@ def evaluate(
         train_annotations: path of the training annotations, whose frequencies and image counts stand for
             those that ``annotations`` lack.
         iou_types: what is scored, "bbox", "segm" or both; None: whatever the results hold.
+        with_lvis: put the figures of the ``lvis`` package beside ours, and how far they lie apart.
 
     Returns:
         Per IoU type in the results the thirteen figures in percent, -1 where there is nothing to average.
@@ -60,11 +63,7 @@ def evaluate(
     """
     from mflight.evaluation.scoring import score_results
 
-    inputs = {
-        "annotations": annotations,
-        "predictions": predictions,
-        "train_annotations": train_annotations,
-    }
+    inputs = {"annotations": annotations, "predictions": predictions, "train_annotations": train_annotations}
     for key, path in inputs.items():
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"{key} must be an existing JSON file, found no file at {path}")
@@ -81,6 +80,8 @@ def evaluate(
 
         evaluator.take_missing_counts_of(read_categories(train_annotations))
     figures = evaluator.compute()
+    if with_lvis:
+        figures = compare_with_package(figures, annotations, predictions, max_detections)
     write_figures(figures, evaluator.per_class(), output, per_class)
     return figures
 
@@ -246,18 +247,20 @@ def answer(cfg: DictConfig) -> Figures:
         commands = ", or ".join(f"python -m mflight.evaluate {command}" for command in _QUESTIONS.values())
         raise ValueError(f"one of {', '.join(_QUESTIONS)} must be set, got {asked or 'none'}: {commands}")
     files = {"output": cfg.output, "per_class": cfg.per_class}
+    if cfg.evaluator not in ("mflight", "lvis"):
+        raise ValueError(f"evaluator must be mflight or lvis, got {cfg.evaluator!r}")
     if cfg.predictions is not None:
         if cfg.annotations is None:
-            raise ValueError(
-                f"predictions need annotations, annotations is not set: {_QUESTIONS['predictions']}"
-            )
+            told = "predictions need annotations, annotations is not set"
+            raise ValueError(f"{told}: {_QUESTIONS['predictions']}")
         return evaluate(
             cfg.annotations,
             cfg.predictions,
             max_detections=cfg.max_detections,
             num_workers=cfg.num_workers,
             train_annotations=cfg.train_annotations,
-            iou_types=OmegaConf.to_container(cfg.iou_types) if cfg.iou_types else None,
+            iou_types=cfg.iou_types and list(cfg.iou_types),
+            with_lvis=cfg.evaluator == "lvis",
             **files,
         )
     overrides = OmegaConf.to_container(cfg.overrides)

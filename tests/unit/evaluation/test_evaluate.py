@@ -128,3 +128,25 @@ def test_frequencies_of_the_training_set_stand_for_missing_ones(tmp_path, world)
     files = {"annotations": f"{tmp_path}/val.json", "predictions": f"{tmp_path}/results.json"}
     assert evaluate(**files)["segm"]["APr"] == -1
     assert evaluate(**files, train_annotations=f"{tmp_path}/train.json") == told
+
+
+def test_the_lvis_package_is_asked_on_request_and_agrees(tmp_path, world):
+    ground_truth = world.make_ground_truth(5)
+    (tmp_path / "gt.json").write_text(json.dumps(ground_truth))
+    (tmp_path / "results.json").write_text(json.dumps(world.make_results(ground_truth, 6)))
+    figures = evaluate(f"{tmp_path}/gt.json", f"{tmp_path}/results.json", with_lvis=True)
+    assert list(figures) == ["bbox", "bbox by lvis", "bbox apart", "segm", "segm by lvis", "segm apart"]
+    assert figures["segm"].keys() == figures["segm by lvis"].keys() and figures["segm"]["APr"] > 0
+    assert max(*figures["bbox apart"].values(), *figures["segm apart"].values()) < 1e-6
+    for image in ground_truth["images"]:
+        del image["neg_category_ids"]
+    (tmp_path / "gt.json").write_text(json.dumps(ground_truth))
+    with pytest.raises(ValueError, match=r"the lvis package cannot score .*: KeyError\('neg_category_ids'\)"):
+        evaluate(f"{tmp_path}/gt.json", f"{tmp_path}/results.json", with_lvis=True)
+
+
+def test_an_unknown_evaluator_is_refused():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate", ["annotations=a", "predictions=b", "evaluator=coco"])
+    with pytest.raises(ValueError, match="evaluator must be mflight or lvis, got 'coco'"):
+        answer(cfg)
