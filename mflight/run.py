@@ -3,21 +3,20 @@
 import contextlib
 import logging
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from mflight.synthesis.generator_check import check_generator
 from mflight.synthesis.pool.locks import hold_pool
+from mflight.training.callbacks.stop_signals import Stopped, StopSignals
 from mflight.training.callbacks.synthesis_guard import SynthesisGuard
 from mflight.training.checkpoint_io import SafeCheckpointIO
 from mflight.training.console import build_progress_bar, calm_lightning
@@ -25,11 +24,11 @@ from mflight.training.datamodule import MixedDataModule
 from mflight.training.devices import DeviceSplit, split_devices
 from mflight.training.generators import Sharing
 from mflight.training.job_names import name_run
-from mflight.training.loggers import finish_loggers
+from mflight.training.loggers import finish_loggers, join_curves
 from mflight.training.machine_share import jobs_side_by_side, take_share
 from mflight.training.rank_launch import launch_ranks, must_launch_ranks
 from mflight.training.results import report_results
-from mflight.training.run_folder import checkpoint_file
+from mflight.training.run_folder import checkpoint_file, how_to_go_on, last_checkpoint, last_wandb_run
 from mflight.training.settings import settle_num_classes
 
 logger = logging.getLogger(__name__)
@@ -55,6 +54,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
         cfg.synthesis.service = cfg.synthesis.stream = None
     _check_pool(cfg)
     name_run(cfg)
+    if checkpoint is not None:
+        _continue_wandb(cfg, checkpoint)
     split = _split(cfg)
     torch.set_num_threads(split.trainer_threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -76,17 +77,19 @@ def run(cfg: DictConfig) -> dict[str, float]:
     module = instantiate(cfg.module)
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
+    stop_signals = StopSignals(checkpoint=last_checkpoint(cfg.paths.run_dir))
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         accelerator=split.accelerator,
         devices=devices,
-        callbacks=[*callbacks, guard, build_progress_bar()],
+        callbacks=[*callbacks, guard, build_progress_bar(), stop_signals],
         logger=loggers,
         plugins=[SafeCheckpointIO()],
     )
     _say(cfg, split, checkpoint)
     _remember_pool(cfg)
-    _train(trainer, module, datamodule, cfg, checkpoint, guard)
+    with stop_signals:
+        _train(trainer, module, datamodule, cfg, checkpoint, guard)
     guard.raise_verdict()
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -99,21 +102,31 @@ def _train(
     checkpoint: Path | None,
     guard: SynthesisGuard,
 ) -> None:
-    """Fit, validate what has not been, and report; a SIGTERM ends the process, saved and with its number."""
+    """Fit, validate what has not been, and report; a signal ends the process, saved and with its number."""
     try:
+        if checkpoint is not None:
+            step = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["global_step"]
+            join_curves(trainer.loggers, checkpoint.parent.parent, before_step=step)
         for each in trainer.loggers:
             each.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+        trainer.save_checkpoint(last_checkpoint(cfg.paths.run_dir))
         if module.validated_at_step != trainer.global_step:  # the last epoch was cut short
             trainer.validate(module, datamodule=datamodule, verbose=False)
-        trainer.save_checkpoint(Path(cfg.paths.run_dir) / "checkpoints" / "last.ckpt")
+            trainer.save_checkpoint(last_checkpoint(cfg.paths.run_dir))
         run_dir, pool_dir = Path(cfg.paths.run_dir), _pool_dir(cfg)
         report_results(trainer, run_dir=run_dir, pool_dir=pool_dir, verdict=guard.verdict)
-    except SIGTERMException:  # by itself it would end the process with 0
-        logger.warning("stopped by SIGTERM; to go on: resume_from=%s", cfg.paths.run_dir)
-        sys.exit(128 + signal.SIGTERM)
+    except Stopped as stopped:
+        if HydraConfig.initialized():  # else the process that has started the ranks says it, once for all
+            _say_stopped(cfg, stopped.signal.name)
+        raise
     finally:
         finish_loggers(trainer.loggers)
+
+
+@rank_zero_only
+def _say_stopped(cfg: DictConfig, name: str) -> None:
+    logger.warning("stopped by %s; %s", name, how_to_go_on(cfg.paths.run_dir, cfg.resume_from))
 
 
 def _pool_dir(cfg: DictConfig) -> Path | None:
@@ -152,6 +165,13 @@ def _continue_from(cfg: DictConfig) -> Path | None:
     if is_own and pool.is_dir():
         cfg.paths.pool_dir = str(pool.resolve())
     return checkpoint
+
+
+def _continue_wandb(cfg: DictConfig, checkpoint: Path) -> None:
+    """Go on with the wandb run of the checkpoint's run; the jobs of a sweep have one each."""
+    is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if cfg.logger.get("wandb") and cfg.logger.wandb.run_id is None and not is_sweep:
+        cfg.logger.wandb.run_id = last_wandb_run(checkpoint.parent.parent)
 
 
 @rank_zero_only

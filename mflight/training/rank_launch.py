@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -16,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mflight.mistakes import EXIT_STATUS, Mistake
+from mflight.training.run_folder import how_to_go_on
 
 CONFIG_FILE = "rank_config.yaml"
 
@@ -77,12 +79,19 @@ def launch_ranks(cfg: DictConfig, num_ranks: int) -> dict[str, float]:
             told = failure.message.get("message") if isinstance(failure.message, dict) else failure.message
             if failure.exitcode == EXIT_STATUS:
                 raise Mistake(f"{told}".removeprefix("Mistake: ")) from None
+            if failure.exitcode - 128 in (signal.SIGTERM, signal.SIGINT):  # a rank was stopped by itself
+                _end_stopped(cfg, failure.exitcode - 128)
             raise RuntimeError(f"rank {rank} of {num_ranks} has failed: {told}") from None
         except SignalException as error:
-            logger.warning("stopped by %s; to go on: resume_from=%s", error.sigval.name, run_dir)
-            sys.exit(128 + error.sigval)
+            _end_stopped(cfg, error.sigval)
     results = json.loads((run_dir / "results.json").read_text())
     return {name: float(value) for name, value in results.items() if isinstance(value, int | float)}
+
+
+def _end_stopped(cfg: DictConfig, number: int) -> NoReturn:
+    advice = how_to_go_on(cfg.paths.run_dir, cfg.resume_from)
+    logger.warning("stopped by %s; %s", signal.Signals(number).name, advice)
+    sys.exit(128 + number)
 
 
 def _launch_config(num_ranks: int, log_dir: str) -> LaunchConfig:

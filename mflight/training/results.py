@@ -79,7 +79,11 @@ def _places(trainer: L.Trainer, run_dir: Path, pool_dir: Path | None) -> list[tu
             folder = Path(logger.experiment.dir).parent
             places.append(("wandb run", str(folder)))
             if logger.experiment.settings.mode == "offline":
-                places.append(("", f"offline; to send it: wandb sync {folder}"))
+                parts = run_dir.parent.glob(
+                    f"*/wandb/{folder.name.partition('-run-')[0]}-run-*-{logger.version}"
+                )
+                told = " ".join(map(str, sorted(parts, key=lambda part: part.name) or [folder]))
+                places.append(("", f"offline; to send it: wandb sync {told}"))
     return places
 
 

@@ -34,6 +34,31 @@ def checkpoint_file(place: str | Path, names: Sequence[str], *, key: str) -> Pat
     return file
 
 
+def last_checkpoint(run_dir: str | Path) -> Path:
+    """Return where a run keeps the checkpoint to go on from."""
+    return Path(run_dir) / "checkpoints" / "last.ckpt"
+
+
+def how_to_go_on(run_dir: str | Path, resumed_from: str | None) -> str:
+    """Say how to go on with a stopped run: from its checkpoint, else from the one that it began with.
+
+    Args:
+        run_dir: its folder.
+        resumed_from: what it was resumed from itself, if it was.
+
+    Returns:
+        The end of a sentence.
+    """
+    place = run_dir if last_checkpoint(run_dir).is_file() else resumed_from
+    return "nothing has been saved yet" if place is None else f"to go on: resume_from={place}"
+
+
+def last_wandb_run(run_dir: Path) -> str | None:
+    """Return the id of the wandb run that was last written in a run folder; ``None`` if there is none."""
+    folders = sorted(run_dir.glob("wandb/*run-*-*"), key=lambda path: path.name.partition("run-")[2])
+    return folders[-1].name.rpartition("-")[2] if folders else None
+
+
 def find_checkpoint(checkpoint: str | Path) -> tuple[Path, Path]:
     """Return the run folder and the best checkpoint, else the last, that a run folder or a file stands for.
 

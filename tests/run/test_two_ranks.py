@@ -1,5 +1,7 @@
 """Two training ranks on the CPU: train.py as it is started by a person, with trainer.devices=2."""
 
+import os
+import signal
 import sys
 from collections import Counter
 
@@ -113,9 +115,29 @@ def test_a_resumed_run_goes_on_with_each_ranks_own_place(start, whole):
     expected = [[line for line in lines if line["step"] >= RESUMED_AT] for lines in ranks_of(whole)]
     assert ranks_of(resumed) == expected and expected[0] != expected[1]
     losses = losses_of(whole)
-    assert losses_of(resumed) == pytest.approx({s: losses[s] for s in range(RESUMED_AT, NUM_STEPS)}, rel=1e-5)
+    assert losses_of(resumed) == pytest.approx(losses, rel=1e-5)  # those before are taken over
     for name in ("fresh", "reused", "fallback"):
         assert resumed.results[f"synthesis/{name}"] == whole.results[f"synthesis/{name}"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_once_and_ends_both_ranks(start, number):
+    long = ["callbacks.last.every_n_train_steps=100000", "data.epoch_steps=100000"]
+    run = start(f"stopped_{number}", *long, "trainer.max_steps=100000")
+    run.wait_until(lambda: min(map(len, ranks_of(run)), default=0) > 2)
+    assert run.process.is_alive(), run.output
+    os.kill(run.process.pid, number)
+    assert run.wait() == 128 + number, run.output
+    checkpoint = run.run_dir / "checkpoints" / "last.ckpt"
+    step = torch.load(checkpoint, weights_only=False)["global_step"]
+    batches = [[line["step"] for line in lines if line["step"] < step] for lines in ranks_of(run)]
+    assert step > 2 and batches == [list(range(step))] * 2
+    assert f"{number.name}: the run is saved at step {step}" in run.output
+    assert f"stopped by {number.name}; to go on: resume_from={run.run_dir}" in run.output
+    assert "Traceback" not in run.output
+    resumed = start(f"resumed_{number}", *long, f"resume_from={run.run_dir}", f"trainer.max_steps={step + 2}")
+    assert resumed.wait() == 0, resumed.output
+    assert sorted(losses_of(resumed)) == list(range(step + 2))
 
 
 def test_the_average_precision_of_two_ranks_is_that_of_one(whole, world):

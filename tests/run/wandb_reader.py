@@ -17,7 +17,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 class WandbRun:
     """``history`` is a list of rows by key; ``config`` and ``summary`` hold the last value of each key.
 
-    ``name``, ``group`` and ``sweep_id`` are ``None`` where the run has none.
+    ``name``, ``group``, ``sweep_id`` and ``run_id`` are ``None`` where the run has none.
     ``alerts`` holds level and text of each alert.
     """
 
@@ -27,6 +27,7 @@ class WandbRun:
     name: str | None = None
     group: str | None = None
     sweep_id: str | None = None
+    run_id: str | None = None
     alerts: list[tuple[str, str]] = field(default_factory=list)
 
     def values(self, key: str) -> list[Any]:
@@ -48,6 +49,7 @@ def read_wandb_run(run_dir: Path) -> WandbRun:
         run.name = record.run.display_name or run.name
         run.group = record.run.run_group or run.group
         run.sweep_id = record.run.sweep_id or run.sweep_id
+        run.run_id = record.run.run_id or run.run_id
         if record.HasField("alert"):
             run.alerts.append((record.alert.level, record.alert.text))
         if record.history.item:

@@ -1,6 +1,9 @@
-import pytest
+import csv
 
-from mflight.training.loggers import build_wandb_logger
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from mflight.training.loggers import build_wandb_logger, join_curves
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +51,39 @@ def test_an_unreadable_netrc_is_no_login(tmp_path):
 def test_an_unknown_mode_is_told(tmp_path):
     with pytest.raises(ValueError, match="sometimes"):
         mode_of(tmp_path, "sometimes")
+
+
+def test_a_wandb_run_goes_on_under_its_id(tmp_path):
+    assert build_wandb_logger(save_dir=tmp_path, run_id="abc123")._wandb_init["id"] == "abc123"
+
+
+def log(folder, rows):
+    logger = CSVLogger(folder, name="", version="csv")
+    for step, figures in rows:
+        logger.log_metrics(figures, step=step)
+    logger.save()
+    return logger
+
+
+def test_a_resumed_run_begins_with_the_rows_before_its_checkpoint(tmp_path):
+    log(tmp_path / "stopped", [(0, {"loss": 3.0}), (1, {"loss": 2.0}), (1, {"ap": 0.5}), (2, {"loss": 9.0})])
+    logger = CSVLogger(tmp_path / "resumed", name="", version="csv")
+    join_curves([logger], tmp_path / "stopped", before_step=2)
+    logger.log_metrics({"loss": 1.0, "lr": 0.1}, step=2)
+    logger.save()
+    with (tmp_path / "resumed" / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["ap"], row["lr"]) for row in rows] == [
+        ("0", "3.0", "", ""),
+        ("1", "2.0", "", ""),
+        ("1", "", "0.5", ""),
+        ("2", "1.0", "", "0.1"),
+    ]
+
+
+def test_without_earlier_rows_a_resumed_run_begins_with_its_own(tmp_path):
+    logger = CSVLogger(tmp_path / "resumed", name="", version="csv")
+    join_curves([logger], tmp_path / "nowhere", before_step=2)
+    logger.log_metrics({"loss": 1.0}, step=2)
+    logger.save()
+    assert (tmp_path / "resumed" / "csv" / "metrics.csv").read_text().split() == ["loss,step", "1.0,2"]
