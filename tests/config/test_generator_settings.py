@@ -40,7 +40,7 @@ def lvis_rare():
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 62 and len(SDXL_ROWS) == 7
+    assert len(ROWS) == 65 and len(SDXL_ROWS) == 7
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["key"])

@@ -6,11 +6,13 @@ from omegaconf import OmegaConf
 
 from mflight.run import _continue_from, _remember_pool, _say, _share_device
 
+SERVICE = {"takes_turns": False, "num_samples": None, "high_water": 256}
+
 
 def config(run_dir, resume_from=None, **synthesis):
     paths = {"run_dir": str(run_dir), "pool_dir": str(run_dir / "pool")}
     cfg = OmegaConf.create(
-        {"paths": paths, "resume_from": resume_from, "synthesis": {"service": {}, **synthesis}}
+        {"paths": paths, "resume_from": resume_from, "synthesis": {"service": SERVICE, **synthesis}}
     )
     OmegaConf.set_struct(cfg, True)
     return cfg
@@ -46,8 +48,11 @@ def test_the_log_says_how_a_single_gpu_is_shared_and_what_it_costs(tmp_path, cap
     with caplog.at_level(logging.WARNING):
         turns = shared(tmp_path, "take_turns")
         filled = shared(tmp_path, "fill_first")
-    assert (turns.sharing, turns.service) == ("take_turns", {"takes_turns": True})
-    assert (filled.sharing, filled.service) == ("fill_first", {"num_samples": 40, "high_water": None})
+    assert (turns.sharing, turns.service) == ("take_turns", SERVICE | {"takes_turns": True})
+    assert (filled.sharing, filled.service) == (
+        "fill_first",
+        SERVICE | {"num_samples": 40, "high_water": None},
+    )
     assert "take turns on cuda:0. After every 16 steps training waits for one batch" in caplog.text
     assert "40 samples are drawn on cuda:0 first. Training waits until then" in caplog.text
     with pytest.raises(ValueError, match=r"synthesis\.single_gpu must be one of .*, got 'both'"):
