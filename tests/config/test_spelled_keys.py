@@ -98,8 +98,9 @@ def test_the_documents_are_read():
 def test_a_key_that_a_document_names_can_be_overridden(key, value):
     if key.startswith("hydra/launcher"):
         pytest.skip("composed by test_configs")
-    ray = ["synthesis/launcher=ray"] if key.rpartition(".")[2] in NOT_HERE else []
-    cfg = compose_with([*RUNTIME, *ray, f"{key}={value}"])
+    others = ["synthesis/launcher=ray"] if key.rpartition(".")[2] in NOT_HERE else []
+    others += ["model=mask_rcnn_r50_fpn"] if key.startswith("model.backbone.") else []
+    cfg = compose_with([*RUNTIME, *others, f"{key}={value}"])
     if "/" not in key:
         parent, _, name = key.rpartition(".")
         assert name in OmegaConf.select(cfg, parent)
