@@ -1,6 +1,10 @@
 """Score a results file with the ``lvis`` package itself, to compare with: the only place that imports it."""
 
+import contextlib
 import logging
+import sys
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,9 +51,23 @@ def compare_with_package(
     return compared
 
 
+@contextlib.contextmanager
+def _without_opencv() -> Iterator[None]:
+    """Import the package without OpenCV, which may lack libGL: it draws with it, but scores without."""
+    before = sys.modules.get("cv2")
+    sys.modules["cv2"] = types.ModuleType("cv2")
+    try:
+        yield
+    finally:
+        del sys.modules["cv2"]
+        if before is not None:
+            sys.modules["cv2"] = before
+
+
 def _score(annotations: str, predictions: str, iou_type: str, max_detections: int) -> dict[str, float]:
-    import lvis.eval
-    from lvis import LVIS, LVISEval, LVISResults
+    with _without_opencv():
+        import lvis.eval
+        from lvis import LVIS, LVISEval, LVISResults
 
     logging.getLogger("lvis").setLevel(logging.ERROR)
     plain, lvis.eval.np = lvis.eval.np, _Numpy()
