@@ -53,8 +53,8 @@ def curve_plot(title: str, curves: Mapping[str, Sequence[Curve]]) -> Markup:
     points = [point for own in means.values() for point in own]
     if not points:
         return Markup()
-    x_ticks = _ticks(0.0, max(step for step, _, _ in points))
-    y_ticks = _ticks(0.0, max(mean + spread for _, mean, spread in points))
+    x_ticks = _ticks(max(step for step, _, _ in points), least=1.0)
+    y_ticks = _ticks(max(mean + spread for _, mean, spread in points))
     place = _Place(x_ticks[-1], y_ticks[-1])
     ends = ", ".join(f"{_words(arm)} ends at {own[-1][1]:.1f}" for arm, own in means.items() if own)
     parts = [
@@ -169,12 +169,12 @@ def _dash(arm: str) -> str:
     return f'stroke-dasharray="{_DASHES[arm]}"' if _DASHES.get(arm) else ""
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return round values from ``low`` to at least ``high``, four to six steps apart."""
-    rough = max(high - low, 1e-9) / 4
+def _ticks(high: float, least: float = 0.0) -> list[float]:
+    """Return round values from 0 to at least ``high``, at most five, no closer than ``least``."""
+    rough = max(high, 1e-9) / 4
     power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    return [low + step * number for number in range(math.ceil((high - low) / step) + 1)]
+    step = max(least, next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough))
+    return [step * number for number in range(math.ceil(high / step) + 1)]
 
 
 def _percent(value: float, low: float, high: float) -> float:

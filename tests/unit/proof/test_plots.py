@@ -27,6 +27,9 @@ def test_a_plot_holds_every_arm_within_its_frame_and_tells_the_ends():
     ]
     assert len(points) == 2 * (4 + 2)
     assert all(0 <= x <= 400 and 0 <= y <= 250 for x, y in points)
+    assert [text for text in (">5<", ">10<", ">15<", ">20<") if text not in plot] == []
+    few = curve_plot("AP", {"synthesis": [[(1, 0.5), (2, 0.9)]]})
+    assert ">1<" in few and ">2<" in few and "0.5<" in few, "there are no half steps"
     assert curve_plot("APr", {"synthesis": [[]]}) == ""
 
 
