@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mflight.synthesis.generator_check import check_generator
 from mflight.synthesis.pool.locks import hold_pool
+from mflight.synthesis.pool_classes import check_pool_classes
 from mflight.training.callbacks.stop_signals import Stopped, StopSignals
 from mflight.training.callbacks.synthesis_guard import SynthesisGuard
 from mflight.training.checkpoint_io import SafeCheckpointIO
@@ -68,7 +69,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         when_dead=cfg.synthesis.when_dead,
         max_fallback_ratio=cfg.synthesis.max_fallback_ratio,
     )
-    _check_generator(cfg, datamodule)
+    _check_classes(cfg, datamodule)
     devices = split.trainer_devices if isinstance(split.trainer_devices, int) else list(split.trainer_devices)
     num_ranks = devices if isinstance(devices, int) else len(devices)
     if must_launch_ranks(num_ranks, cfg.trainer.num_nodes):
@@ -147,12 +148,15 @@ def _check_pool(cfg: DictConfig) -> None:
 
 
 @rank_zero_only
-def _check_generator(cfg: DictConfig, datamodule: MixedDataModule) -> None:
-    """Look at what the generators are asked for while nothing is started; the planner reads the dataset."""
+def _check_classes(cfg: DictConfig, datamodule: MixedDataModule) -> None:
+    """Look at what the generators are asked for, or at what a pool shows, while nothing is started."""
     if cfg.synthesis.service is not None:
-        datamodule.prepare_data()
+        datamodule.prepare_data()  # the planner reads the dataset
         planner, synthesizer = map(_plain, (cfg.synthesis.planner, cfg.diffusion.synthesizer))
         check_generator(planner, synthesizer, cfg.diffusion.unknown_classes)
+    elif cfg.synthesis.stream is not None:
+        datamodule.prepare_data()
+        check_pool_classes(cfg.paths.pool_dir, datamodule.train_categories)
 
 
 def _continue_from(cfg: DictConfig) -> Path | None:
