@@ -44,6 +44,7 @@ LIGHT = [
     "synthesis.warmup_steps=0",
     "synthesis.cooldown_ratio=0",
     "synthesis.mixing=replace",
+    "synthesis.max_fallback_ratio=1",  # so few steps end before a slow generator has drawn much
     "synthesis.synthetic_ratio=0.5",
 ]
 LIGHT_GENERATOR = [

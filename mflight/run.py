@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         when_dead=cfg.synthesis.when_dead,
         max_fallback_ratio=cfg.synthesis.max_fallback_ratio,
     )
-    _check_classes(cfg, datamodule)
+    _check_synthesis(cfg, datamodule)
     devices = split.trainer_devices if isinstance(split.trainer_devices, int) else list(split.trainer_devices)
     num_ranks = devices if isinstance(devices, int) else len(devices)
     if must_launch_ranks(num_ranks, cfg.trainer.num_nodes):
@@ -135,25 +135,25 @@ def _pool_dir(cfg: DictConfig) -> Path | None:
 
 
 def _check_pool(cfg: DictConfig) -> None:
-    """Replay needs a pool that is there; generators need a folder that can be written and locked."""
+    """Replay needs a pool that is there; only a generator makes one."""
     pool_dir = _pool_dir(cfg)
     if pool_dir is not None and cfg.synthesis.service is None and not (pool_dir / "pool.json").is_file():
         raise FileNotFoundError(
             f"synthesis=replay needs a pool, paths.pool_dir={pool_dir} holds none (no pool.json)"
         )
-    if pool_dir is not None and cfg.synthesis.service is not None:
-        pool_dir.mkdir(parents=True, exist_ok=True)
-        with hold_pool(pool_dir, wait=False):
-            pass
 
 
 @rank_zero_only
-def _check_classes(cfg: DictConfig, datamodule: MixedDataModule) -> None:
-    """Look at what the generators are asked for, or at what a pool shows, while nothing is started."""
+def _check_synthesis(cfg: DictConfig, datamodule: MixedDataModule) -> None:
+    """Look at what the generators are asked for and at the pool, while nothing is started."""
     if cfg.synthesis.service is not None:
         datamodule.prepare_data()  # the planner reads the dataset
         planner, synthesizer = map(_plain, (cfg.synthesis.planner, cfg.diffusion.synthesizer))
         check_generator(planner, synthesizer, cfg.diffusion.unknown_classes)
+        pool_dir = Path(cfg.paths.pool_dir)
+        pool_dir.mkdir(parents=True, exist_ok=True)
+        with hold_pool(pool_dir, wait=False):  # generators need a folder that can be written and locked
+            pass
     elif cfg.synthesis.stream is not None:
         datamodule.prepare_data()
         check_pool_classes(cfg.paths.pool_dir, datamodule.train_categories)

@@ -86,6 +86,7 @@ def test_training_goes_on_without_a_killed_node_and_tells_of_it(jobs, cluster):
         *SMALL,
         "trainer.max_steps=12",
         "synthesis.warmup_steps=0",
+        "synthesis.cooldown_ratio=0",
         "synthesis.wait=true",
         "synthesis.max_reuse=1",  # each step needs one new sample, so none may be lost
         "synthesis/launcher=ray",

@@ -31,7 +31,7 @@ def test_killed_baseline_resumes_and_ends_with_the_same_loss(jobs, baseline_job)
     assert resumed.results["steps"] == 8
     assert str(last_checkpoint(stopped)) in resumed.output
     losses, expected = resumed.losses(), baseline_job.losses()
-    assert 7 in losses and 0 not in losses
+    assert losses.keys() == expected.keys()  # the curve is whole: that of before, and what was trained on
     for step, loss in losses.items():
         assert loss == pytest.approx(expected[step], rel=1e-6), f"step {step} of {losses}, {expected}"
 

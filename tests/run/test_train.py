@@ -220,7 +220,7 @@ def test_replay_trains_from_the_pool_of_another_run(jobs, default_job):
     job = jobs.finish("replay", *SMALL, "trainer.max_steps=4", *settings)
     assert job.process.returncode == 0, job.output
     assert job.results["synthesis/synthetic_share"] == 0.5
-    assert job.results["synthesis/fresh"] == min(8, before.accepted)
+    assert job.results["synthesis/fresh"] == min(16, before.accepted)
     assert default_job.generator == before
     assert {path: path.stat().st_mtime_ns for path in pool.iterdir()} == files
     assert str(pool) in job.output and not (job.run_dir / "pool").exists()
