@@ -44,7 +44,6 @@ LIGHT = [
     "synthesis.warmup_steps=0",
     "synthesis.cooldown_ratio=0",
     "synthesis.mixing=replace",
-    "synthesis.max_fallback_ratio=1",  # so few steps end before a slow generator has drawn much
     "synthesis.synthetic_ratio=0.5",
 ]
 LIGHT_GENERATOR = [
@@ -124,7 +123,8 @@ def _train(argv: list[str], output: Path) -> None:
 
 def trainer_killed(folder: Path, world: Path, draws: random.Random, number: int) -> Outcome:
     """SIGKILL a training at any moment, and resume it."""
-    overrides = [*LIGHT_GENERATOR, light_synthesizer(seconds=0.02), "trainer.limit_val_batches=1"]
+    few_steps = "synthesis.max_fallback_ratio=1"  # they may end before a generator has drawn much
+    overrides = [*LIGHT_GENERATOR, light_synthesizer(seconds=0.02), "trainer.limit_val_batches=1", few_steps]
     killed = Run(folder / "killed", world, overrides)
     if draws.random() < 0.1:
         time.sleep(draws.uniform(0.0, 3.0))
