@@ -167,6 +167,7 @@ class MixedBatches:
             if time.monotonic() - started > self._wait_timeout_s:
                 raise TimeoutError(f"no synthetic sample came within {self._wait_timeout_s:g} s (wait=True)")
             if self._while_waiting is not None and not self._while_waiting():
+                ref = self._synthetic.next_ref(look_now=True)  # the last ones came after the last look
                 break
             time.sleep(_WAIT_STEP_S)
             ref = self._synthetic.next_ref()

@@ -15,8 +15,11 @@ SlotFilling = Literal["real", "fresh", "reused", "fallback"]
 class SyntheticSource(Protocol):
     """What ``MixedBatches`` asks of a pool; ``mflight.synthesis.stream.PoolStream`` is one."""
 
-    def next_ref(self) -> Any | None:
-        """Return what to use next and count the use, or None when there is nothing."""
+    def next_ref(self, *, look_now: bool = False) -> Any | None:
+        """Return what to use next and count the use, or None when there is nothing.
+
+        A source that looks for new ones from time to time only looks again with ``look_now``.
+        """
 
     def num_uses(self, ref: Any) -> int:
         """Return how often it has been handed out, this time included."""

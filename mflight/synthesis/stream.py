@@ -131,15 +131,16 @@ class PoolStream(IterableDataset):
         """What the reader found torn or foreign, and why."""
         return self._reader.set_aside
 
-    def next_ref(self) -> SampleRef | None:
+    def next_ref(self, *, look_now: bool = False) -> SampleRef | None:
         """Return the sample to use next and count the use, or None when there is none under the cap."""
+        if look_now:
+            self._polled_at = -float("inf")
         self._poll()
         return self._queue.take()
 
     def is_used_up(self) -> bool:
         """Look into the pool now, and return whether it holds no sample that may still be used."""
-        self._polled_at = -float("inf")
-        ref = self.next_ref()
+        ref = self.next_ref(look_now=True)
         self.release([] if ref is None else [ref])
         return ref is None
 

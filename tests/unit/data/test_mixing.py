@@ -47,9 +47,9 @@ class Source:
         self.ready, self.uses, self.unreadable, self.appear_after = ready, uses, set(unreadable), appear_after
         self.counts, self.discarded, self.asked = {}, [], 0
 
-    def next_ref(self):
+    def next_ref(self, *, look_now=False):
         self.asked += 1
-        if self.asked <= self.appear_after:
+        if self.asked <= self.appear_after and not look_now:
             return None
         ref = next((n for n in range(self.ready) if self.counts.get(n, 0) < self.uses), None)
         if ref is not None:
@@ -151,6 +151,12 @@ def test_waiting_ends_when_nothing_more_will_come():
     assert sum(target["is_synthetic"] for _, targets in mixed for target in targets) == 3
     assert (mixed.counts.fresh, mixed.counts.fallback) == (3, 7)
     assert mixed.counts.wait_s < 2
+
+
+def test_what_came_between_the_last_look_and_the_end_is_used():
+    mixed = batches(Source(ready=3, appear_after=10**6), wait=True, while_waiting=lambda: False)
+    list(mixed)
+    assert (mixed.counts.fresh, mixed.counts.fallback) == (3, 7)
 
 
 def test_share_without_a_source_is_refused():
