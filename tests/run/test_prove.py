@@ -90,7 +90,6 @@ class Command:
             *(f"data.{name}_annotations={file}" for name, file in files.items()),
             *(f"data.{name}_images={images}" for name in files),
             *(
-                "data.num_classes=6",
                 "data/transform=mini",
                 "data.batch_size=2",
                 "data.num_workers=0",
