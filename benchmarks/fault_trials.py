@@ -24,7 +24,7 @@ from mflight.synthesis.pool.shards import PoolError
 from mflight.synthesis.service import ServiceReport, SynthesisService
 from mflight.synthesis.stream import PoolStream
 from mflight.synthesis.worker import WorkerSpec, run_worker
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, categories
+from tests.unit.synthesis.squares import categories, generator_settings
 
 PATIENCE_S = 600.0
 CAP = 2
@@ -182,27 +182,15 @@ def _cut(folder: Path, number: int, suffix: str) -> Outcome:
 
 
 def service(folder: Path, synthesizer: dict | tuple = (), **settings: object) -> SynthesisService:
-    return SynthesisService(
-        pool_dir=folder,
-        planner=PLANNER,
-        synthesizer={**SYNTHESIZER, **dict(synthesizer)},
-        **{"backoff_s": 0.0, **settings},
-    )
+    return SynthesisService(generator_settings(folder, synthesizer, **settings))
 
 
 def draw_here(folder: Path, count: int) -> None:
     """Do a generator's work in this process, up to a number of requests."""
     before = signal.getsignal(signal.SIGTERM)
-    spec = WorkerSpec(
-        pool_dir=str(folder),
-        writer_name="w0",
-        planner=PLANNER,
-        synthesizer=SYNTHESIZER,
-        max_requests=count,
-        capture_output=False,
-    )
+    settings = generator_settings(folder, max_requests=count, capture_output=False)
     try:
-        run_worker(spec)
+        run_worker(WorkerSpec(settings))
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from mflight.data.files import LVIS_DOWNLOADS
 from mflight.mistakes import Mistake, tells_mistakes
+from mflight.synthesis.generator_settings import GeneratorSettings
 from mflight.synthesis.pool.folder import PoolReader, PoolWriter
 from mflight.synthesis.pool.settings import describe_settings, keep_settings
 from mflight.synthesis.pool.signals import WorkerStatus
@@ -58,7 +59,8 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
     _resolve_devices(cfg.synthesis)
     planner = _check_generator(cfg)
     tally = _Tally(folder, planner, cfg)
-    service: SynthesisService = instantiate(cfg.synthesis.service)
+    settings: GeneratorSettings = instantiate(cfg.synthesis.service)
+    service = settings.build_service()
     for index in range(len(cfg.synthesis.devices)):  # refuses a pool that is written to, or is none
         PoolWriter(folder, f"w{index}").close()
     keep_settings(folder, cfg.seed, _describe_settings(cfg, planner), is_new=not tally.has_answers)

@@ -15,17 +15,18 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from mflight.mistakes import tell
+from mflight.synthesis.generator_settings import GeneratorSettings
 from mflight.synthesis.pool.agenda import Agenda
 from mflight.synthesis.pool.eviction import bounded_shard
 from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.pool.signals import WorkerStatus
-from mflight.synthesis.pool.throttle import Throttle, WhenFull
+from mflight.synthesis.pool.throttle import Throttle
 from mflight.synthesis.shortages import check_room, is_disk_full
 from mflight.synthesis.shrinking_batches import ShrinkingBatches
 from mflight.synthesis.turns import Turns
@@ -33,6 +34,7 @@ from mflight.synthesis.turns import Turns
 logger = logging.getLogger(__name__)
 
 EXIT_DISK_FULL = errno.ENOSPC
+EXIT_GIVEN_UP = 64
 EXIT_SETTINGS = 78  # EX_CONFIG of sysexits.h
 _POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1
@@ -44,56 +46,27 @@ class UnfitSettingsError(Exception):
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker needs, as plain data that travels to a spawned process.
+    """What one generator process is told.
 
     Attributes:
-        pool_dir: the pool folder.
-        writer_name: name of the worker's series in the pool; one living worker a name.
-        planner: config of the planner, with ``_target_``.
-        synthesizer: config of the synthesizer, with ``_target_``; a value ``auto`` under a key ``device``
-            becomes this worker's device.
-        worker_index: w of W; the worker takes the blocks w, w + W, ... of ``batch_size`` requests each.
-        num_workers: W.
-        batch_size: requests drawn at once; halved when the device's memory does not suffice.
-        num_threads: CPU threads of this process.
-        device: where it draws, such as ``cuda:1`` or ``cpu``.
-        nice: added to the process's niceness.
-        max_requests: requests are answered up to this index, then the worker is done; None never ends.
-        num_samples: requests are answered until this many of them have given samples; None never ends.
-        high_water: unused samples at which all workers pause; None never pauses.
-        low_water: unused samples at which they go on; None means half of ``high_water``.
-        max_samples: bound of the pool in samples.
-        max_bytes: bound of the pool in bytes.
-        when_full: at its bounds the oldest samples are dropped (``evict``), or drawing pauses (``stop``).
-        image_format: of the images in the pool.
-        min_free_bytes: drawing ends, as on a full disk, when the pool's disk has less room than this.
-        takes_turns: the trainer works on the same device; draw only while holding it.
-        parent_pid: the worker ends when this is not its parent any more; 0 does not look.
-        capture_output: write standard output and error to ``worker-<writer>.log`` in the pool folder.
+        settings: of all generators.
+        index: of this one: the number of its device.
+        parent_pid: it ends when this is not its parent any more; 0 does not look.
     """
 
-    pool_dir: str
-    writer_name: str
-    planner: Mapping[str, Any]
-    synthesizer: Mapping[str, Any]
-    worker_index: int = 0
-    num_workers: int = 1
-    batch_size: int = 1
-    num_threads: int = 1
-    device: str = "cpu"
-    nice: int = 0
-    max_requests: int | None = None
-    num_samples: int | None = None
-    high_water: int | None = None
-    low_water: int | None = None
-    max_samples: int | None = None
-    max_bytes: int | None = None
-    when_full: WhenFull = "stop"
-    image_format: Literal["jpeg", "png"] = "jpeg"
-    min_free_bytes: int = 0
-    takes_turns: bool = False
+    settings: GeneratorSettings
+    index: int = 0
     parent_pid: int = 0
-    capture_output: bool = True
+
+    @property
+    def writer_name(self) -> str:
+        """Name of its series in the pool; one living worker a name."""
+        return f"w{self.index}"
+
+    @property
+    def log_file(self) -> Path:
+        """Where its output goes if it is captured."""
+        return self.settings.pool_dir / f"worker-{self.writer_name}.log"
 
 
 def run_worker(spec: WorkerSpec) -> None:
@@ -111,15 +84,16 @@ def run_worker(spec: WorkerSpec) -> None:
 def run_writer(spec: WorkerSpec, build: Callable[[WorkerSpec, PoolWriter, WorkerStatus], Any]) -> None:
     """Run a process that appends to the pool, as ``run_worker`` does; ``build`` gives what has a ``run``."""
     _settle(spec)
+    settings = spec.settings
+    shard = {"image_format": settings.image_format}
     try:
-        shard = {}
-        if spec.when_full == "evict":
-            shard = bounded_shard(spec.num_workers, spec.max_samples, spec.max_bytes)
-        with PoolWriter(spec.pool_dir, spec.writer_name, image_format=spec.image_format, **shard) as writer:
+        if settings.when_full == "evict":
+            shard |= bounded_shard(len(settings.devices), settings.max_samples, settings.max_bytes)
+        with PoolWriter(settings.pool_dir, spec.writer_name, **shard) as writer:
             _work(spec, writer, build)
     except Exception as error:
         if is_disk_full(error):
-            if spec.capture_output:
+            if settings.capture_output:
                 # The log lies on that disk: what it cannot take would change the exit code.
                 _redirect_output(os.devnull)
             sys.exit(EXIT_DISK_FULL)
@@ -129,7 +103,7 @@ def run_writer(spec: WorkerSpec, build: Callable[[WorkerSpec, PoolWriter, Worker
 
 def _work(spec: WorkerSpec, writer: PoolWriter, build: Callable) -> None:
     """Draw, and leave a word in the status file when it ends by an error."""
-    folder = Path(spec.pool_dir)
+    folder = spec.settings.pool_dir
     status = WorkerStatus.read(folder, spec.writer_name)
     status.pid, status.message = os.getpid(), ""
     try:
@@ -146,23 +120,16 @@ def _work(spec: WorkerSpec, writer: PoolWriter, build: Callable) -> None:
 class _Worker:
     def __init__(self, spec: WorkerSpec, writer: PoolWriter, status: WorkerStatus):
         self._spec, self._writer, self._status = spec, writer, status
-        self._folder = Path(spec.pool_dir)
+        self._settings = settings = spec.settings
         self._is_told_to_stop = False
-        self._turns = Turns(self._folder) if spec.takes_turns else None
-        self._throttle = Throttle(
-            self._folder,
-            high_water=spec.high_water,
-            low_water=spec.low_water,
-            max_samples=spec.max_samples,
-            max_bytes=spec.max_bytes,
-            when_full=spec.when_full,
-            num_workers=spec.num_workers,
-            batch_size=spec.batch_size,
+        turns = Turns(settings.pool_dir) if settings.takes_turns else None
+        self._throttle = build_throttle(
+            settings, num_workers=len(settings.devices), batch_size=settings.batch_size
         )
-        self._batches = ShrinkingBatches(None, spec.batch_size)
+        self._batches = ShrinkingBatches(None, settings.batch_size)
         self._publish("loading")
-        self._planner, synthesizer = _build(spec)
-        self._batches = ShrinkingBatches(synthesizer, spec.batch_size, turns=self._turns)
+        self._planner, synthesizer = _build(settings, settings.devices[spec.index])
+        self._batches = ShrinkingBatches(synthesizer, settings.batch_size, turns=turns)
         with contextlib.suppress(ValueError):  # in a thread of a test or notebook there is no signal to take
             signal.signal(signal.SIGTERM, self._stop)
 
@@ -171,17 +138,17 @@ class _Worker:
         agenda = Agenda(
             self._throttle,
             self._planner.request_id,
-            worker_index=self._spec.worker_index,
-            num_workers=self._spec.num_workers,
-            block_size=self._spec.batch_size,
-            max_requests=self._spec.max_requests,
-            num_samples=self._spec.num_samples,
+            worker_index=self._spec.index,
+            num_workers=len(self._settings.devices),
+            block_size=self._settings.batch_size,
+            max_requests=self._settings.max_requests,
+            num_samples=self._settings.num_samples,
         )
         while not agenda.is_done() and self._may_go_on():
             if not (batch := agenda.take(self._batches.batch_size)):
                 time.sleep(_POLL_S)
                 continue
-            check_room(self._folder, self._spec.min_free_bytes)
+            check_room(self._settings.pool_dir, self._settings.min_free_bytes)
             started = time.monotonic()
             for result in self._batches.draw([self._planner.request(index) for index in batch]):
                 self._keep(result)
@@ -215,7 +182,7 @@ class _Worker:
         status = self._status
         status.state, status.batch_size = state, self._batches.batch_size
         status.take_counts(self._writer.counts)
-        status.write(self._folder)
+        status.write(self._settings.pool_dir)
 
     def _is_orphan(self) -> bool:
         return self._spec.parent_pid not in (0, os.getppid())
@@ -231,12 +198,12 @@ def _settle(spec: WorkerSpec) -> None:
         if os.getppid() != spec.parent_pid:
             sys.exit(0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if spec.capture_output:
-        Path(spec.pool_dir).mkdir(parents=True, exist_ok=True)
-        _redirect_output(log_path(spec.pool_dir, spec.writer_name))
+    if spec.settings.capture_output:
+        spec.settings.pool_dir.mkdir(parents=True, exist_ok=True)
+        _redirect_output(spec.log_file)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    if spec.nice:
-        os.nice(spec.nice)
+    if spec.settings.nice:
+        os.nice(spec.settings.nice)
 
 
 def _redirect_output(path: str | Path) -> None:
@@ -252,21 +219,34 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _build(spec: WorkerSpec) -> tuple[Any, Any]:
+def build_throttle(settings: GeneratorSettings, **pace: int) -> Throttle:
+    """Return what pauses drawing; ``pace`` is that of workers that look by turns, see ``Throttle``."""
+    return Throttle(
+        settings.pool_dir,
+        high_water=settings.high_water,
+        low_water=settings.low_water,
+        max_samples=settings.max_samples,
+        max_bytes=settings.max_bytes,
+        when_full=settings.when_full,
+        **pace,
+    )
+
+
+def _build(settings: GeneratorSettings, device: str) -> tuple[Any, Any]:
     """Build planner and synthesizer from their configs; only what they name imports torch."""
-    if spec.device.startswith("cuda"):
+    if device.startswith("cuda"):
         import torch
 
-        torch.cuda.set_device(spec.device)
+        torch.cuda.set_device(device)
     try:
-        planner = instantiate(dict(spec.planner), _convert_="all")
-        synthesizer = instantiate(fill_device(spec.synthesizer, spec.device), _convert_="all")
+        planner = instantiate(dict(settings.planner), _convert_="all")
+        synthesizer = instantiate(fill_device(settings.synthesizer, device), _convert_="all")
     except Exception as error:
         if _may_pass(error):
             raise
         raise UnfitSettingsError(tell(error)) from error
     if torch := sys.modules.get("torch"):  # the environment set its threads at the start; this makes sure
-        torch.set_num_threads(spec.num_threads)
+        torch.set_num_threads(settings.num_threads)
     return planner, synthesizer
 
 
@@ -288,8 +268,3 @@ def fill_device(config: Any, device: str) -> Any:
     if isinstance(config, list | tuple):
         return [fill_device(value, device) for value in config]
     return config
-
-
-def log_path(pool_dir: str | Path, writer_name: str) -> Path:
-    """Return where a worker's output goes."""
-    return Path(pool_dir) / f"worker-{writer_name}.log"

@@ -21,7 +21,8 @@ from mflight.data.samplers import build_sampler
 from mflight.data.share import SyntheticShare
 from mflight.data.slots import SlotCounts
 from mflight.data.transforms import TrainTransform
-from mflight.synthesis.service import ServiceReport, SynthesisService
+from mflight.synthesis.generator_settings import GeneratorSettings
+from mflight.synthesis.service import ServiceReport
 from mflight.synthesis.stream import PoolStream
 from mflight.training.generators import Generators, Sharing
 from mflight.training.rank_batches import RankBatches, rank_and_world_size
@@ -55,7 +56,7 @@ class MixedDataModule(L.LightningDataModule):
         prepare: makes the dataset where it is not there yet.
         control: real images fill the synthetic slots: the control of as many images.
         stream: opens the pool, given ``categories``, ``rank`` and ``world_size``; ``None``: real images only.
-        service: builds what runs the generators; ``None`` draws nothing.
+        service: settings of the generators; ``None`` draws nothing.
         downscale: makes synthetic images smaller, after ``train_transform``; ``None`` leaves them.
         copy_paste: pastes instances of real images onto others; ``None`` leaves them.
         paste: given ``scales``, builds what pastes synthetic instances onto real images, which then fill the
@@ -90,7 +91,7 @@ class MixedDataModule(L.LightningDataModule):
         prepare: Callable[[], Any] | None = None,
         control: bool = False,
         stream: Callable[..., PoolStream] | None = None,
-        service: Callable[[], SynthesisService] | None = None,
+        service: GeneratorSettings | None = None,
         downscale: RandomDownscale | None = None,
         copy_paste: SimpleCopyPaste | None = None,
         paste: Callable[..., InstancePaste] | None = None,
@@ -114,7 +115,7 @@ class MixedDataModule(L.LightningDataModule):
         self._epoch_steps, self._num_workers, self._repeat_factors = epoch_steps, num_workers, repeat_factors
         self._sampling = {"sampling": sampling, "repeat_threshold": repeat_threshold}
         self._share, self._control, self._wait, self._sharing = share, control, wait, sharing
-        self._build_stream, self._build_service, self._service_poll_s = stream, service, service_poll_s
+        self._build_stream, self._service, self._service_poll_s = stream, service, service_poll_s
         self._downscale, self._copy_paste, self._build_paste, self._seed = downscale, copy_paste, paste, seed
         self.stream: PoolStream | None = None
         self._turn_steps, self._num_taken, self._train_categories = turn_steps, 0, None
@@ -165,9 +166,7 @@ class MixedDataModule(L.LightningDataModule):
         return messages
 
     def check_files(self) -> None:
-        """Raise at once if the dataset is not there or no use, or if the service's settings are bad."""
-        if self._build_service is not None:
-            self._build_service()  # checks them, and starts nothing
+        """Raise at once if the dataset is not there or no use."""
         if self._prepare is None:
             self._real.check()
 
@@ -184,9 +183,9 @@ class MixedDataModule(L.LightningDataModule):
         rank, world_size = rank_and_world_size()
         if self._batches is None:
             self._batches = self._mix(rank, world_size)
-        if self._build_service is not None and self._generators is None:
+        if self._service is not None and self._generators is None:
             self._generators = Generators(
-                build_service=self._build_service,
+                settings=self._service,
                 pool_dir=self.stream.folder if self.stream else None,
                 rank=rank,
                 poll_s=self._service_poll_s,
@@ -247,7 +246,7 @@ class MixedDataModule(L.LightningDataModule):
 
     def _synthetic_part(self) -> dict[str, Any]:
         """Return what repeat factors of real and synthetic images together ask for."""
-        source = self._build_service() if self._build_service is not None else self.stream
+        source = self._service or self.stream
         if self._repeat_factors == "real" or source is None:
             return {}
         frequencies = source.category_frequencies()

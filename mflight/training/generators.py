@@ -3,15 +3,15 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from mflight.synthesis.generator_settings import GeneratorSettings
 from mflight.synthesis.pool.inspection import find_unacknowledged
 from mflight.synthesis.pool.signals import is_generating, mark_generating
-from mflight.synthesis.service import ServiceReport, SynthesisService
+from mflight.synthesis.service import ServiceReport
 from mflight.synthesis.turns import Turns
 from mflight.training.service_keeper import ServiceKeeper
 
@@ -26,7 +26,7 @@ class Generators:
     """Runs the generators beside one training rank, or follows those that another rank runs.
 
     Args:
-        build_service: builds what runs them; only rank 0 calls it.
+        settings: of the generators.
         pool_dir: the pool folder; ``None`` if nothing is read from it.
         rank: of this training process.
         poll_s: time between two looks at them, in seconds.
@@ -37,7 +37,7 @@ class Generators:
     def __init__(
         self,
         *,
-        build_service: Callable[[], SynthesisService],
+        settings: GeneratorSettings,
         pool_dir: Path | None,
         rank: int = 0,
         poll_s: float = 1.0,
@@ -45,7 +45,7 @@ class Generators:
         turn_steps: int = 16,
     ):
         self._pool_dir, self._sharing, self._turn_steps = pool_dir, sharing, turn_steps
-        self._build_service, self._rank, self._poll_s = build_service, rank, poll_s
+        self._settings, self._rank, self._poll_s = settings, rank, poll_s
         self._keeper: ServiceKeeper | None = None
         self._is_running, self._is_generating, self._looked_at = False, True, 0.0
         self._turns: Turns | None = None
@@ -62,7 +62,7 @@ class Generators:
         self._is_running = True
         if self._rank > 0:
             return
-        self._keeper = ServiceKeeper(self._build_service, self._poll_s, self._note)
+        self._keeper = ServiceKeeper(self._settings.build_service(), self._poll_s, self._note)
         if self._pool_dir is not None:
             for name, left in find_unacknowledged(self._pool_dir).items():
                 self._tell(f"pool: {name} {left}; its writer draws those requests again")

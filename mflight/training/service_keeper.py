@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 
+from mflight.synthesis.ray.service import RaySynthesisService
 from mflight.synthesis.service import ServiceReport, SynthesisService
 
 
@@ -13,18 +14,18 @@ class ServiceKeeper:
     collective could not start a dead generator again, for whose samples that other rank waits.
 
     Args:
-        build_service: builds the service.
+        service: not started yet.
         poll_s: time between two looks at the generators, in seconds.
         on_report: called in that thread with each report.
     """
 
     def __init__(
         self,
-        build_service: Callable[[], SynthesisService],
+        service: SynthesisService | RaySynthesisService,
         poll_s: float,
         on_report: Callable[[ServiceReport], None],
     ):
-        self._build_service, self._poll_s, self._on_report = build_service, poll_s, on_report
+        self._service, self._poll_s, self._on_report = service, poll_s, on_report
         self._is_started, self._is_told_to_stop = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._keep, name="mflight-generators", daemon=True)
@@ -49,8 +50,7 @@ class ServiceKeeper:
 
     def _keep(self) -> None:
         try:
-            service = self._build_service()
-            with service:
+            with self._service as service:
                 self._on_report(service.poll())
                 self._is_started.set()
                 while not self._is_told_to_stop.wait(self._poll_s):

@@ -8,7 +8,14 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from tests.config.test_configs import CONF, GROUP_FILES, LVIS_FORMAT, RUNTIME, compose_with, nodes_with_target
+from tests.config.test_configs import (
+    CONF,
+    GROUP_FILES,
+    LVIS_FORMAT,
+    RUNTIME,
+    compose_with,
+    nodes_with_target,
+)
 
 AT_RUNTIME = {  # what the program hands in
     "mflight.synthesis.stream.PoolStream": {"categories", "rank", "world_size"},
@@ -62,7 +69,9 @@ def test_what_a_constructor_takes_is_spelled(file):
 def test_a_spelled_value_is_the_default_of_the_constructor(place):
     node = OmegaConf.select(compose_with([*RUNTIME, "experiment=lvis_rare", "trainer=default"]), place)
     parameters = inspect.signature(get_object(node["_target_"])).parameters
-    for key in set(node) - OTHERWISE.get(place, set()) - {"_target_", "_partial_", "_recursive_"}:
+    for key in (
+        set(node) - OTHERWISE.get(place, set()) - {"_target_", "_partial_", "_recursive_", "_convert_"}
+    ):
         default, value = parameters[key].default, node[key]
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         assert as_lists(default) == value, f"{place}.{key}"

@@ -49,8 +49,9 @@ def answered(folder):
 
 def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_path, cluster):
     from mflight.synthesis.ray.service import RaySynthesisService
+    from mflight.synthesis.ray.settings import RayGeneratorSettings
 
-    running = RaySynthesisService(
+    settings = RayGeneratorSettings(
         pool_dir=tmp_path,
         planner=PLANNER,
         synthesizer={**SYNTHESIZER, "error_at": 30},
@@ -61,6 +62,7 @@ def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_pa
         low_water=2,
         backoff_s=0.0,
     )
+    running = RaySynthesisService(settings)
     with running:
         report, messages = poll_until(running, lambda report: report.statuses[0].state == "paused")
         assert 9 <= report.total("accepted") <= 9 + 4  # what is on its way when it pauses comes home

@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,22 +18,21 @@ from mflight.synthesis.pool.agenda import Agenda
 from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.pool.shards import SampleLine, parse_line
 from mflight.synthesis.pool.signals import WorkerStatus
-from mflight.synthesis.pool.throttle import Throttle
 from mflight.synthesis.ray.cluster import ClusterView, connect, make_actor_class, nodes_alive
 from mflight.synthesis.ray.dispatcher import Dispatcher
 from mflight.synthesis.ray.link import GeneratorLink, GeneratorLostError
-from mflight.synthesis.ray.status import RayHomeSpec, RayStatus
-from mflight.synthesis.worker import run_writer
+from mflight.synthesis.ray.settings import RayGeneratorSettings
+from mflight.synthesis.ray.status import RayStatus
+from mflight.synthesis.worker import EXIT_GIVEN_UP, WorkerSpec, build_throttle, run_writer
 
 logger = logging.getLogger(__name__)
 
-EXIT_GIVEN_UP = 64
 _POLL_S = 0.2
 _LOOK_AT_NODES_S = 2.0
 _PUBLISH_S = 0.5
 
 
-def run_ray_home(spec: RayHomeSpec) -> None:
+def run_ray_home(spec: WorkerSpec) -> None:
     """Drive the generators until told to stop; ends as ``run_worker`` does, or with ``EXIT_GIVEN_UP``.
 
     Args:
@@ -52,26 +50,26 @@ class RayHome:
         status: of this process, with the figures of all generators together.
     """
 
-    def __init__(self, spec: RayHomeSpec, writer: PoolWriter, status: WorkerStatus):
+    def __init__(self, spec: WorkerSpec, writer: PoolWriter, status: WorkerStatus):
         from hydra.utils import instantiate
 
         self._spec, self._writer, self._status = spec, writer, status
-        self._folder = Path(spec.pool_dir)
+        self._settings: RayGeneratorSettings = spec.settings
+        settings, self._folder = self._settings, spec.settings.pool_dir
         self._is_told_to_stop = False
         self._told = RayStatus.read(self._folder)
         self._earlier_deaths = self._told.num_deaths
         self._links: list[GeneratorLink] = []
         self._idle_s, self._busy_s, self._ready_s = status.idle_s, status.busy_s, 0.0
         self._looked_at_nodes = self._published_at = time.monotonic()
-        status.batch_size = spec.batch_size
+        status.batch_size = settings.batch_size
         status.state = "loading"
         status.write(self._folder)
-        bounds = ("high_water", "low_water", "max_samples", "max_bytes", "when_full")
-        self._throttle = Throttle(self._folder, **{name: getattr(spec, name) for name in bounds})
-        self._planner = instantiate(dict(spec.planner), _convert_="all")
-        goals = {"max_requests": spec.max_requests, "num_samples": spec.num_samples}
+        self._throttle = build_throttle(settings)
+        self._planner = instantiate(dict(settings.planner), _convert_="all")
+        goals = {"max_requests": settings.max_requests, "num_samples": settings.num_samples}
         self._dispatcher = Dispatcher(Agenda(self._throttle, self._planner.request_id, **goals))
-        cluster = connect(spec.address, spec.runtime_env)
+        cluster = connect(settings.address, settings.runtime_env)
         signal.signal(signal.SIGTERM, self._stop)  # Ray has set its own
         self._nodes = cluster.nodes
         self._links = self._make_links(cluster)
@@ -100,23 +98,25 @@ class RayHome:
             ray.shutdown()
 
     def _make_links(self, cluster: ClusterView) -> list[GeneratorLink]:
-        spec = self._spec
-        if cluster.home_gpus and not spec.use_home_gpus:
+        settings = self._settings
+        if cluster.home_gpus and not settings.use_home_gpus:
             raise ValueError(
                 f"this host offers {cluster.home_gpus} of its GPUs to Ray, those may not train as well: "
                 "start Ray here with --num-gpus=0, or say synthesis.service.use_home_gpus=true"
             )
-        count = spec.num_generators or cluster.num_gpus or len(cluster.nodes)
-        actor_class = make_actor_class(num_gpus=min(1, cluster.num_gpus), num_cpus=spec.num_threads)
-        settings = {
-            "synthesizer": spec.synthesizer,
-            "batch_size": spec.batch_size,
-            "num_threads": spec.num_threads,
+        count = settings.num_generators
+        if count == "auto":
+            count = cluster.num_gpus or len(cluster.nodes)
+        actor_class = make_actor_class(num_gpus=min(1, cluster.num_gpus), num_cpus=settings.num_threads)
+        of_actor = {
+            "synthesizer": settings.synthesizer,
+            "batch_size": settings.batch_size,
+            "num_threads": settings.num_threads,
             "has_gpu": cluster.num_gpus > 0,
-            "image_format": spec.image_format,
+            "image_format": settings.image_format,
         }
-        restarts = {name: getattr(spec, name) for name in ("max_restarts", "backoff_s", "without_worker")}
-        return [GeneratorLink(number, actor_class, settings, **restarts) for number in range(count)]
+        restarts = {name: getattr(settings, name) for name in ("max_restarts", "backoff_s", "without_worker")}
+        return [GeneratorLink(number, actor_class, of_actor, **restarts) for number in range(count)]
 
     def _tend(self) -> None:
         """Start the generators whose time has come, and end the wait of those that find no place."""
@@ -124,7 +124,7 @@ class RayHome:
             if link.is_due:
                 link.launch()
             waited_s = time.monotonic() - link.launched_at
-            if link.is_launched and link.place is None and waited_s > self._spec.place_timeout_s:
+            if link.is_launched and link.place is None and waited_s > self._settings.place_timeout_s:
                 what = f"has found no place in the cluster, or was not ready, for {waited_s:.0f} s"
                 self._lose(link, what)
 
@@ -135,7 +135,7 @@ class RayHome:
             return pause
         for link in self._links:
             while link.can_take_a_call:
-                batch = self._dispatcher.take(link.number, self._spec.batch_size)
+                batch = self._dispatcher.take(link.number, self._settings.batch_size)
                 if not batch:
                     break
                 link.call([self._planner.request(index).to_dict() for index in batch])
@@ -188,7 +188,7 @@ class RayHome:
             status.stage_s[stage] = status.stage_s.get(stage, 0.0) + seconds
 
     def _lose(self, link: GeneratorLink, what: str) -> None:
-        was_drawing = min(self._spec.batch_size, len(self._dispatcher.in_hand(link.number)))
+        was_drawing = min(self._settings.batch_size, len(self._dispatcher.in_hand(link.number)))
         left_out = self._dispatcher.give_back(link.number, num_suspects=was_drawing)
         link.discard()
         self._tell(f"Ray generator {link.number} {link.note_death(what)}")

@@ -1,37 +1,9 @@
-"""What the process that drives Ray generators is told, and what it tells the trainer. No torch, no Ray."""
+"""What the process that drives Ray generators tells the trainer. No torch, no Ray."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from mflight.synthesis.pool.signals import read_json, write_json
-from mflight.synthesis.worker import WorkerSpec
-
-
-@dataclass(frozen=True)
-class RayHomeSpec(WorkerSpec):
-    """What the process at home needs: what a worker needs, and how to reach and keep the generators.
-
-    Attributes:
-        address: of the cluster, as ``ray.init`` takes it.
-        num_generators: generators; None: one for each GPU of the cluster, or for each node without any.
-        use_home_gpus: whether Ray may place generators on GPUs of this host.
-        runtime_env: of the actors, as ``ray.init`` takes it.
-        max_restarts: how often each generator is started again.
-        backoff_s: wait before its first restart, in seconds.
-        place_timeout_s: a generator that is not ready so long after its start counts as dead, in seconds.
-        without_worker: what a message says of the time after a generator that is given up.
-    """
-
-    address: str = "auto"
-    num_generators: int | None = None
-    use_home_gpus: bool = False
-    runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    max_restarts: int = 5
-    backoff_s: float = 1.0
-    place_timeout_s: float = 600.0
-    without_worker: str = ""
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 
 from mflight.data.categories import Categories
 from mflight.functional.masks import rle_encode
+from mflight.synthesis.generator_settings import GeneratorSettings
 from mflight.synthesis.pool.folder import PoolSample
 
 CATEGORIES = [
@@ -33,6 +34,14 @@ PLANNER = {
 }
 
 SYNTHESIZER = {"_target_": "tests.unit.synthesis.squares.SquareSynthesizer", "device": "auto"}
+
+
+def generator_settings(folder: Path, synthesizer: Any = (), **settings: Any) -> GeneratorSettings:
+    """Settings of generators that draw squares, and are started again at once."""
+    synthesizer = {**SYNTHESIZER, **dict(synthesizer)}
+    return GeneratorSettings(
+        pool_dir=folder, planner=PLANNER, synthesizer=synthesizer, **{"backoff_s": 0.0, **settings}
+    )
 
 
 def categories() -> Categories:

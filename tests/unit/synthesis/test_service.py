@@ -1,22 +1,17 @@
 import time
 
 import pytest
-from omegaconf import OmegaConf
 
+from mflight.synthesis.generator_settings import GeneratorSettings
 from mflight.synthesis.pool.folder import PoolReader
 from mflight.synthesis.service import SynthesisService
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
+from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, generator_settings
 
 PATIENCE_S = 120
 
 
 def service(folder, synthesizer=(), **settings):
-    return SynthesisService(
-        pool_dir=folder,
-        planner=PLANNER,
-        synthesizer={**SYNTHESIZER, **dict(synthesizer)},
-        **{"backoff_s": 0.0, **settings},
-    )
+    return SynthesisService(generator_settings(folder, synthesizer, **settings))
 
 
 def poll_until(running, condition):
@@ -72,26 +67,15 @@ def test_failing_worker_is_started_again_then_given_up_and_each_is_told_once(tmp
 )
 def test_what_cannot_be_built_as_configured_is_not_started_again(tmp_path, synthesizer, message):
     own = {} if "_target_" in synthesizer else SYNTHESIZER
-    running = SynthesisService(
+    settings = GeneratorSettings(
         pool_dir=tmp_path, planner=PLANNER, synthesizer={**own, **synthesizer}, backoff_s=0.0, max_restarts=5
     )
+    running = SynthesisService(settings)
     with running:
         report, (told,) = poll_until(running, lambda report: report.is_over)
     assert (report.num_deaths, report.given_up) == (0, 1)
     assert told.startswith("generator w0 cannot draw as it is set: ") and message in told
     assert "Traceback" in (tmp_path / "worker-w0.log").read_text()
-
-
-def test_configs_of_hydra_are_taken_and_built_objects_refused(tmp_path):
-    SynthesisService(
-        pool_dir=tmp_path, planner=OmegaConf.create(PLANNER), synthesizer=OmegaConf.create(SYNTHESIZER)
-    )
-    with pytest.raises(ValueError, match="_recursive_: false"):
-        SynthesisService(pool_dir=tmp_path, planner=object(), synthesizer=SYNTHESIZER)
-    with pytest.raises(ValueError, match="below high_water 4, got 4"):
-        service(tmp_path, high_water=4, low_water=4)
-    with pytest.raises(ValueError, match="-3"):
-        service(tmp_path, batch_size=-3)
 
 
 def test_a_service_that_cannot_start_a_process_says_so_and_goes_on(tmp_path, monkeypatch):
@@ -103,11 +87,3 @@ def test_a_service_that_cannot_start_a_process_says_so_and_goes_on(tmp_path, mon
     assert "could not be started (OSError: [Errno 24] Too many open files)" in report.messages[0]
     assert report.given_up == 1
     running.stop()
-
-
-def test_it_tells_which_classes_it_will_draw_before_it_draws(tmp_path):
-    # a rare class of two in turn, and three partners of any of four: 1 - (1 - 1/2) (3/4)^3, 1 - (3/4)^3
-    frequencies = service(tmp_path).category_frequencies(num_requests=2000)
-    assert [frequencies[c] for c in (2, 9)] == pytest.approx([0.789, 0.789], abs=0.04)
-    assert [frequencies[c] for c in (5, 11)] == pytest.approx([0.578, 0.578], abs=0.04)
-    assert not list(tmp_path.iterdir())

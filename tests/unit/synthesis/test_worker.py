@@ -8,7 +8,7 @@ from mflight.synthesis.pool.folder import PoolReader, PoolWriter
 from mflight.synthesis.pool.signals import ConsumptionTail, WorkerStatus, write_consumption
 from mflight.synthesis.pool.throttle import Throttle
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, fill_device, run_worker
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, make_sample
+from tests.unit.synthesis.squares import generator_settings, make_sample
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +18,9 @@ def _keep_signals():
     signal.signal(signal.SIGTERM, before)
 
 
-def run(folder, synthesizer=(), **settings):
-    spec = WorkerSpec(
-        pool_dir=str(folder),
-        planner=PLANNER,
-        synthesizer={**SYNTHESIZER, **dict(synthesizer)},
-        **{"writer_name": "w0", "max_requests": 10, "capture_output": False, **settings},
-    )
-    run_worker(spec)
+def run(folder, synthesizer=(), index=0, **settings):
+    settings = {"max_requests": 10, "capture_output": False, **settings}
+    run_worker(WorkerSpec(generator_settings(folder, synthesizer, **settings), index))
 
 
 def ids(folder):
@@ -70,10 +65,10 @@ def test_restart_makes_no_duplicate_and_no_gap(tmp_path):
 
 def test_workers_split_the_requests_also_when_their_number_changes(tmp_path):
     for index in range(2):
-        run(tmp_path, writer_name=f"w{index}", worker_index=index, num_workers=2, max_requests=6)
+        run(tmp_path, index=index, devices=["cpu"] * 2, max_requests=6)
     assert ids(tmp_path) == ([0, 1, 2, 4, 5], {3})
     for index in range(3):
-        run(tmp_path, writer_name=f"w{index}", worker_index=index, num_workers=3)
+        run(tmp_path, index=index, devices=["cpu"] * 3)
     assert ids(tmp_path) == ([0, 1, 2, 4, 5, 6, 8, 9], {3, 7})
     assert sum(len(path.read_text().splitlines()) - 1 for path in tmp_path.glob("*.idx.jsonl")) == 10
 

@@ -12,9 +12,8 @@ from mflight.data.instance_paste import InstancePaste
 from mflight.data.lvis import LVISAnnotations
 from mflight.data.samplers import ClassAwareSampler
 from mflight.synthesis.pool.folder import PoolWriter
-from mflight.synthesis.service import SynthesisService
 from mflight.synthesis.stream import PoolStream
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, make_sample
+from tests.unit.synthesis.squares import generator_settings, make_sample
 from tests.unit.training.foreign import ForeignModule, stock_trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -161,9 +160,7 @@ def test_the_generators_stop_when_training_fails(tmp_path, build_datamodule):
     datamodule = build_datamodule(
         synthetic_ratio=0.5,
         stream=functools.partial(PoolStream, pool_dir=pool),
-        service=functools.partial(
-            SynthesisService, pool_dir=pool, planner=PLANNER, synthesizer=SYNTHESIZER, stop_timeout_s=0.0
-        ),
+        service=generator_settings(pool, stop_timeout_s=0.0),
     )
     with pytest.raises(RuntimeError, match="fails at step 1"):
         fit(tmp_path, datamodule, 3, fail_at_step=1)

@@ -1,23 +1,16 @@
-import functools
 import time
 
 from mflight.synthesis.pool.folder import PoolReader
 from mflight.synthesis.pool.signals import mark_generating
-from mflight.synthesis.service import SynthesisService
 from mflight.training.generators import Generators
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
+from tests.unit.synthesis.squares import generator_settings
 
 PATIENCE_S = 120
 
 
 def generators(pool, service=(), **settings):
-    build = functools.partial(
-        SynthesisService,
-        pool_dir=pool,
-        planner=PLANNER,
-        **{"synthesizer": SYNTHESIZER, "backoff_s": 0.0, "stop_timeout_s": 0.0, **dict(service)},
-    )
-    return Generators(build_service=build, pool_dir=pool, poll_s=0.05, **settings)
+    of_service = generator_settings(pool, **{"stop_timeout_s": 0.0, **dict(service)})
+    return Generators(settings=of_service, pool_dir=pool, poll_s=0.05, **settings)
 
 
 def num_samples(pool):
@@ -63,7 +56,7 @@ def test_generators_draw_only_in_their_turn_and_never_beside_the_training(tmp_pa
 
 def test_other_ranks_learn_that_nothing_more_will_come(tmp_path):
     follower = generators(tmp_path, rank=1)
-    leader = generators(tmp_path, {"max_restarts": 0, "synthesizer": {**SYNTHESIZER, "error_at": 0}})
+    leader = generators(tmp_path, {"max_restarts": 0, "synthesizer": {"error_at": 0}})
     mark_generating(tmp_path, True)
     follower.start()
     assert follower.more_may_come() and follower.report is None

@@ -7,10 +7,9 @@ import pytest
 
 from mflight.mistakes import Mistake
 from mflight.synthesis.pool.folder import PoolWriter
-from mflight.synthesis.service import SynthesisService
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.synthesis_guard import SynthesisGuard
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, make_sample
+from tests.unit.synthesis.squares import generator_settings, make_sample
 from tests.unit.training.foreign import ForeignModule
 
 NUM_STEPS = 12
@@ -28,12 +27,8 @@ def train(tmp_path, build_datamodule):
         data = build_datamodule(
             synthetic_ratio=0.5,
             stream=functools.partial(PoolStream, pool_dir=pool, max_reuse=2),
-            service=functools.partial(
-                SynthesisService,
-                pool_dir=pool,
-                planner=PLANNER,
-                synthesizer={**SYNTHESIZER, "error_at": num_samples, **dict(synthesizer)},
-                max_restarts=0,
+            service=generator_settings(
+                pool, {"error_at": num_samples, **dict(synthesizer)}, max_restarts=0, backoff_s=1.0
             ),
             service_poll_s=0.05,
             wait=wait,

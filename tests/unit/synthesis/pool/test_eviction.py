@@ -11,9 +11,8 @@ from mflight.synthesis.pool.reuse import ReuseQueue
 from mflight.synthesis.pool.shards import PoolError
 from mflight.synthesis.pool.signals import WorkerStatus, write_consumption
 from mflight.synthesis.pool.throttle import Throttle
-from mflight.synthesis.service import SynthesisService
 from mflight.synthesis.stream import PoolStream
-from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, categories, make_sample
+from tests.unit.synthesis.squares import categories, generator_settings, make_sample
 from tests.unit.synthesis.test_worker import run
 
 pytestmark = pytest.mark.usefixtures("_quick_disk")
@@ -96,9 +95,10 @@ def test_a_worker_draws_on_within_the_bound_and_nothing_twice(tmp_path):
     numbers = [int(stem[-5:]) for stem in shards_in(tmp_path)]
     run(tmp_path, max_requests=80, max_samples=12, when_full="evict")
     assert WorkerStatus.read(tmp_path, "w0").requests == 80  # as ever, after a restart
-    run(tmp_path, max_requests=84, max_samples=12, when_full="evict", writer_name="w1")
-    status = WorkerStatus.read(tmp_path, "w1")
-    assert status.requests == 4 and indices_in(tmp_path)[-3:] == [80, 81, 82]
+    for index in (1, 0):  # a second worker takes none of those that the first one has answered
+        run(tmp_path, max_requests=84, max_samples=12, when_full="evict", index=index, devices=["cpu", "cpu"])
+    answered = [WorkerStatus.read(tmp_path, name).requests for name in ("w0", "w1")]
+    assert answered == [82, 2] and indices_in(tmp_path)[-3:] == [80, 81, 82]
     assert numbers[-1] > 15  # no number comes again: readers know a shard by it
 
 
@@ -244,9 +244,7 @@ def test_evicted_samples_count_neither_as_drawn_nor_as_used_for_the_marks(tmp_pa
 )
 def test_contradicting_bounds_are_refused(tmp_path, settings, match):
     with pytest.raises(ValueError, match=match):
-        SynthesisService(
-            pool_dir=tmp_path, planner=PLANNER, synthesizer=SYNTHESIZER, high_water=8, **settings
-        )
+        generator_settings(tmp_path, high_water=8, **settings)
 
 
 def test_newest_shards_of_all_writers_hold_a_quarter_at_most():

@@ -3,6 +3,7 @@ import importlib.util
 import pytest
 
 from mflight.synthesis.ray.service import RaySynthesisService
+from mflight.synthesis.ray.settings import RayGeneratorSettings
 from mflight.synthesis.ray.status import RayStatus
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
 
@@ -10,7 +11,9 @@ has_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ra
 
 
 def service(folder, **settings):
-    return RaySynthesisService(pool_dir=folder, planner=PLANNER, synthesizer=SYNTHESIZER, **settings)
+    return RaySynthesisService(
+        RayGeneratorSettings(pool_dir=folder, planner=PLANNER, synthesizer=SYNTHESIZER, **settings)
+    )
 
 
 def test_without_ray_the_error_names_the_command_that_installs_it(tmp_path, monkeypatch):
