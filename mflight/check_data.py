@@ -15,9 +15,9 @@ from rich.table import Table
 
 from mflight.data.annotation_check import AnnotationReport, check_annotations
 from mflight.data.categories import FREQUENCIES, name_conflict
-from mflight.data.files import DATASET_KEYS, LVIS_DOWNLOADS
+from mflight.data.files import LVIS_DOWNLOADS, missing_parts
 from mflight.data.findings import Findings
-from mflight.data.image_check import check_images
+from mflight.data.image_check import check_images, likeliest_files
 from mflight.mistakes import EXIT_STATUS, tells_mistakes
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
@@ -38,9 +38,8 @@ def check_data(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     if cfg.data.prepare is not None:
         instantiate(cfg.data.prepare)()
     whole, advice, reports = Findings(), Findings(), {}
-    for key in DATASET_KEYS:
-        if not Path(cfg.data[key]).exists():
-            whole.add("files or folders are not there", f"data.{key}={cfg.data[key]}")
+    for part in missing_parts(cfg.data):
+        whole.add("files or folders are not there", part)
     for split in SPLITS:
         path = Path(cfg.data[f"{split}_annotations"])
         if path.is_file():
@@ -48,6 +47,10 @@ def check_data(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     names = [report.names for report in reports.values() if report.names]
     if len(names) == len(SPLITS):
         _compare_splits(reports["train"], reports["val"], whole, advice)
+        files = [likeliest_files(Path(cfg.data[f"{s}_images"]), reports[s].images) for s in SPLITS]
+        if shared := files[0] & files[1]:
+            found = f"{len(shared):,} of {len(files[1]):,}, {min(shared)} is one"
+            advice.add("images that are scored are trained on too, so their AP says little", found)
     for split, report in reports.items():
         num_classes = len(report.names)
         if report.names and cfg.data.num_classes not in (None, num_classes):
@@ -122,6 +125,8 @@ def print_summary(summary: dict[str, dict[str, Any]], console: Console, advice: 
     num_problems = 0
     for split, found in summary.items():
         counts = ", ".join(f"{count:,} {name}" for name, count in found["counts"].items())
+        if not (counts or found["problems"] or found["notes"]):
+            continue
         console.print(f"[bold]{split}[/bold] {counts}".rstrip())
         for kind, colour in (("problems", "red"), ("notes", "yellow")):
             for line in found[kind]:

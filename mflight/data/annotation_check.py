@@ -9,7 +9,7 @@ import numpy as np
 
 from mflight.data.annotation_format import ImageEntry, open_sections, read_images
 from mflight.data.annotations import read_annotation_file, read_classes
-from mflight.data.categories import Categories, clean_entries, frequency_of
+from mflight.data.categories import PLACEHOLDERS, Categories, clean_entries, frequency_of
 from mflight.data.findings import Findings, GatheredFaults
 from mflight.data.left_out import MAX_SHARE, LeftOut
 
@@ -98,6 +98,9 @@ def check_annotations(
         report.problems.add("file loses too much", fault)
     elif left_out.warning():
         report.notes.add("file is used in part", left_out.warning())
+    for name in PLACEHOLDERS:
+        if any(entry.get("name") == name for entry in sections.categories):
+            report.notes.add("categories are placeholders and no classes", name)
     _note_categories(clean_entries(sections.categories, GatheredFaults(path)), report, is_train)
     _note_lists(report)
     _note_instances(arrays, categories, report)
@@ -109,8 +112,8 @@ def _note_categories(entries: list[dict[str, Any]], report: AnnotationReport, is
     for entry in entries:
         name, letter, said = entry["name"], entry.get("frequency"), entry.get("image_count")
         images = found[name].images
-        if letter is None:
-            report.notes.add("categories have no frequency, it is computed", name)
+        if letter is None and is_train:
+            report.notes.add("categories have no frequency, it is that of their images here", name)
         elif said is not None and frequency_of(said)[0] != letter:
             report.notes.add("frequencies differ from that of their image_count", name)
         if is_train and said is not None and said != images:
@@ -151,9 +154,5 @@ def _note_instances(arrays: dict[str, np.ndarray], categories: Categories, repor
         place = f"annotation {arrays['annotation_ids'][row]} of image {arrays['image_ids'][image[row]]}"
         rule = "boxes reach out of their image and are cut"
         report.notes.add(rule, f"{place}, {boxes[row].tolist()} (x1, y1, x2, y2) in {width} x {height} px")
-    for rule, count in (
-        ("crowds are not trained on", arrays["num_dropped"][0]),
-        ("boxes are missing or empty, their outlines' stand for them", arrays["num_mended"][0]),
-    ):
-        if count:
-            report.notes.add(rule, f"{count:,}")
+    if num_mended := arrays["num_mended"][0]:
+        report.notes.add("boxes are missing or empty, their outlines' stand for them", f"{num_mended:,}")

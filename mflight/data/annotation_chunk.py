@@ -15,11 +15,18 @@ from mflight.data.annotation_format import AnnotationEntry, ImageEntry, RLEEntry
 from mflight.data.findings import Faults
 from mflight.functional.run_lengths import find_code_faults
 
-DROP_REASONS = ("crowd", "without an outline", "outside of their image")
-"""Why an annotation is no instance: a crowd is a part to ignore, the others are left out."""
+DROP_REASONS = (
+    "crowd",
+    "without an outline",
+    "outside of their image",
+    "within the first pixel of their image (shares of its size in place of pixels?)",
+    "with a box elsewhere than the outline (two corners in place of x, y, width, height?)",
+)
+"""Why an annotation is no instance; a crowd is a part of its image to ignore."""
 
 _CHUNK = 8192
 _AREAS_AT_ONCE = 255  # pycocotools 2.0.11 with numpy 2 raises OverflowError for more
+_MARGIN_PX = 2.0  # of boxes that are compared: some tools round them
 _REACH = "outlines and boxes reach further beyond their image than it is large"
 
 
@@ -94,7 +101,7 @@ class ChunkReader:
                 self._pack(chunk)
                 self._ids.append(chunk.ids)
                 yield chunk
-        ids, counts = np.unique(np.concatenate([*self._ids, []]).astype(np.int64), return_counts=True)
+        ids, counts = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._ids]), return_counts=True)
         for one in ids[counts > 1].tolist():
             self._faults.refuse("annotation ids are listed twice", one)
 
@@ -226,16 +233,18 @@ class _Packer:
                 worst = max(found[row].tolist(), key=abs)
                 height, width = self._sizes_hw[row].tolist()
                 self._refuse(row, _REACH, f"{worst:g} px in {width} x {height} px")
-        has_outline = ~np.isnan(outline[:, 0]) & ~self._is_faulty()
+        has_outline = (outline[:, 2:] > outline[:, :2]).all(axis=1) & ~self._is_faulty()
         has_box = (boxes[:, 2:] > 0).all(axis=1)
         mended = has_outline & ~has_box
         boxes[mended] = np.concatenate([outline[:, :2], outline[:, 2:] - outline[:, :2]], axis=1)[mended]
         chunk.num_mended = int(mended.sum())
         has_box = (boxes[:, 2:] > 0).all(axis=1)
         inside = (outline[:, 2:] > 0).all(axis=1) & (outline[:, :2] < self._sizes_hw[:, ::-1]).all(axis=1)
+        is_share = (outline[:, 2:] <= 1).all(axis=1) & (self._sizes_hw > 1).all(axis=1)
+        apart = ~mended & (_box_ious(outline, far) < 0.5)
         chunk.is_crowd = np.array([bool(a.iscrowd) for a in chunk.entries], dtype=bool)
-        reasons = [self._is_faulty(), chunk.is_crowd, ~has_outline | ~has_box, ~inside]
-        chunk.dropped = np.select(reasons, [-2, 0, 1, 2], default=-1)
+        reasons = [self._is_faulty(), chunk.is_crowd, ~has_outline | ~has_box, ~inside, is_share, apart]
+        chunk.dropped = np.select(reasons, [-2, 0, 1, 2, 3, 4], default=-1)
         chunk.boxes_xywh = np.where(np.isnan(boxes), 0.0, boxes)
         given = np.array([nan if a.area is None else a.area for a in chunk.entries], dtype=np.float64)
         own = np.where(
@@ -266,6 +275,14 @@ class _Packer:
         is_faulty = np.zeros(len(self._chunk.entries), dtype=bool)
         is_faulty[list(self._faulty)] = True
         return is_faulty
+
+
+def _box_ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return float64[N] of two float64[N, 4] as x1, y1, x2, y2, each with a margin around."""
+    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2]) + 2 * _MARGIN_PX
+    both = sides.clip(min=0).prod(axis=1)
+    areas = [(boxes[:, 2:] - boxes[:, :2] + 2 * _MARGIN_PX).prod(axis=1) for boxes in (one, other)]
+    return both / (areas[0] + areas[1] - both)
 
 
 def _polygon_areas(chunk: AnnotationChunk) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The entries of an LVIS v1 or COCO instance file, and how loosely they may be written."""
 
 import mmap
+import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ from mflight.data.findings import Faults
 
 NO_FORMAT = "file is no LVIS- or COCO-format annotation file"
 _LONGEST_ID = 1 << 63
+_MOST_PX = 1 << 30  # of an image: COCO's code counts pixels in 32 bits
 
 
 class RLEEntry(msgspec.Struct, gc=False):
@@ -89,11 +92,21 @@ def open_sections(source: Path | Mapping[str, Any], faults: Faults) -> FileSecti
             return None
         with source.open("rb") as handle:
             text = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped when its last view goes
-            return msgspec.json.decode(text, type=_RawSections)
+            start = len(BOM_UTF8) if text[: len(BOM_UTF8)] == BOM_UTF8 else 0  # which Windows' editors write
+            return msgspec.json.decode(memoryview(text)[start:], type=_RawSections)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        size = "" if isinstance(source, Mapping) else f" of {source.stat().st_size:,} bytes"
-        faults.refuse(NO_FORMAT, f"{error}{size and f', in a file{size}'}")
+        faults.refuse(NO_FORMAT, f"{error}" if isinstance(source, Mapping) else _describe(error, source))
         return None
+
+
+def _describe(error: Exception, file: Path) -> str:
+    """Add to an error the text around its place, and the size of the file: it may have been cut short."""
+    text, place = file.read_bytes(), re.search(r"\(byte (\d+)\)", str(error))
+    if text.startswith((b"\x1f\x8b", b"PK")):
+        return "it is compressed, unpack it"
+    around = text[max(0, int(place[1]) - 30) : int(place[1]) + 30] if place else b""
+    shown = f" at {around.decode(errors='replace')!r}" if around else ""
+    return f"{error}{shown}, in a file of {len(text):,} bytes"
 
 
 def decode_entries(
@@ -131,9 +144,11 @@ def read_images(entries: Iterable[Any], faults: Faults) -> list[ImageEntry]:
         if image.id in images:
             faults.refuse("image ids are listed twice", f"{image.id}")
             continue
+        if min(image.height, image.width) < 1 or image.height * image.width > _MOST_PX:
+            rule = f"images are no pictures of 1 to {_MOST_PX:,} px"
+            faults.refuse(rule, f"image {image.id}, height {image.height}, width {image.width}")
+            continue
         images[image.id] = image
-        if min(image.height, image.width) < 1:
-            faults.refuse("images have no area", f"image {image.id}, {[image.height, image.width]}")
         for path in image_paths(image)[:1]:
             first = paths.setdefault(path, image.id)
             if first != image.id:

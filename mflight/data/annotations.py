@@ -23,7 +23,7 @@ from mflight.data.categories import Categories, clean_entries
 from mflight.data.findings import Faults
 from mflight.data.instance_arrays import InstanceArrays, cumulate
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Number of the array layout below; raise it when the layout changes, so that cached arrays are made anew."""
 
 
@@ -37,7 +37,7 @@ def read_annotation_file(path: Path, faults: Faults | None = None) -> dict[str, 
     is missing or outside of the image, are dropped and counted; all else that is no label is refused.
 
     Shapes: ``I`` images in the order of the file, ``A`` instances sorted by image, ``P`` polygons, ``V``
-        vertices, ``C`` classes in the order of their ids, ``D`` crowds.
+        vertices, ``C`` classes in the order of their ids, ``D`` crowds, ``R`` reasons.
 
     Args:
         path: the JSON file.
@@ -58,9 +58,8 @@ def read_annotation_file(path: Path, faults: Faults | None = None) -> dict[str, 
         | ``rle`` uint8: compressed counts, instance ``a`` has ``rle_offsets[a]:rle_offsets[a + 1]``
         | ``image_counts`` and ``instance_counts`` int64[C] of the classes in this file
         | ``crowd_offsets`` int64[I + 1], ``crowd_labels`` int32[D], ``crowd_boxes`` float32[D, 4] xyxy
-        | ``categories`` uint8: JSON text of the file's category list, ``num_dropped`` int64 by
-          ``DROP_REASONS``, ``left_out`` int64[C] of them without the crowds, ``num_mended`` int64[1] boxes
-          that are the outline's
+        | ``categories`` uint8: JSON text of the file's category list, ``num_dropped`` int64[R, C] by
+          ``DROP_REASONS``, ``num_mended`` int64[1] boxes that are the outline's
 
     Raises:
         ValueError: if the file is not in this format or has no class, or by ``faults``.

@@ -13,6 +13,9 @@ FREQUENCIES: tuple[Frequency, ...] = get_args(Frequency)
 FREQUENCY_OF_LETTER: dict[str, Frequency] = {"r": "rare", "c": "common", "f": "frequent"}
 """What the letters of LVIS files mean."""
 
+PLACEHOLDERS = ("_background_", "__ignore__")
+"""What labelme's files begin with in the place of a class."""
+
 
 @dataclass(frozen=True)
 class Category:
@@ -165,8 +168,8 @@ def clean_entries(entries: Iterable[Any], faults: Faults) -> list[dict[str, Any]
     """Check the ``categories`` list of an LVIS- or COCO-format file, and put right what can be.
 
     Args:
-        entries: the list; ids may be floats without a fraction, ``synonyms`` one text, ``frequency`` a word,
-            and what is null counts as absent.
+        entries: the list; ids may be texts, or floats without a fraction, ``synonyms`` one text,
+            ``frequency`` a word, and what is null counts as absent. labelme's ``_background_`` and ``__ignore__`` are no classes.
         faults: takes what is wrong: an id or a name that is missing or listed twice, a frequency, count or
             synonym that is none.
 
@@ -178,7 +181,7 @@ def clean_entries(entries: Iterable[Any], faults: Faults) -> list[dict[str, Any]
     names: dict[str, str] = {}
     for entry in entries:
         found = _clean_entry(entry, faults)
-        if found is None:
+        if found is None or found["name"] in PLACEHOLDERS:
             continue
         name = found["name"]
         other = names.setdefault(normalized_name(name), name)
@@ -225,6 +228,22 @@ def name_conflict(known: Mapping[int, str], other: Mapping[int, str]) -> str:
     return ""
 
 
+def classes_apart(known: Mapping[int, str], other: Mapping[int, str]) -> str:
+    """Say how two lists of classes differ, whose labels are places in the order of their ids.
+
+    Args:
+        known: names by ``category_id``.
+        other: the same, of the second place.
+
+    Returns:
+        The end of a sentence about both, empty if they are the same classes.
+    """
+    if odd := sorted(known.keys() ^ other.keys()):
+        return f"list the same category ids, {odd[:10]} are in one of them only"
+    conflict = name_conflict(known, other)
+    return conflict and f"name the same classes: {conflict}"
+
+
 def _clean_entry(entry: Any, faults: Faults) -> dict[str, Any] | None:
     entry = (
         {key: value for key, value in entry.items() if value is not None}
@@ -232,7 +251,8 @@ def _clean_entry(entry: Any, faults: Faults) -> dict[str, Any] | None:
         else {}
     )
     category_id, name = entry.get("id"), entry.get("name")
-    if isinstance(category_id, float) and category_id.is_integer():
+    is_text = isinstance(category_id, str) and category_id.isdecimal()
+    if is_text or (isinstance(category_id, float) and category_id.is_integer()):
         category_id = int(category_id)
     if type(category_id) is not int or not -(1 << 63) <= category_id < 1 << 63:
         faults.refuse("categories lack a whole number of 64 bits as id", entry)

@@ -1,5 +1,6 @@
 """Whether a detector can be trained on a set of files and scored on another. No torch: it takes seconds."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,13 +8,14 @@ import numpy as np
 
 from mflight.data.annotation_format import ImageEntry
 from mflight.data.annotations import open_annotation_file, read_classes
-from mflight.data.categories import Categories, name_conflict
+from mflight.data.categories import classes_apart
 from mflight.data.files import DATASET_KEYS, require_dataset
-from mflight.data.image_check import check_images, find_images
+from mflight.data.image_check import check_images, find_images, likeliest_files
 from mflight.data.left_out import MAX_SHARE, LeftOut
 from mflight.data.pictures import read_picture
 
 _NUM_SAMPLED = 16
+_log = logging.getLogger(__name__)
 
 
 def check_dataset(
@@ -47,40 +49,27 @@ def check_dataset(
     require_dataset(dict(zip(DATASET_KEYS, places, strict=True)))
     train, val = (open_annotation_file(path, cache_dir) for path in (train_annotations, val_annotations))
     classes = read_classes(train)
-    check_categories(classes, read_classes(val), num_classes, train_annotations, val_annotations)
+    if num_classes not in (None, len(classes)):
+        raise ValueError(
+            f"data.num_classes must be the {len(classes)} of {train_annotations}, got {num_classes}"
+        )
+    if apart := classes_apart(classes.names, read_classes(val).names):
+        both = f"data.train_annotations={train_annotations} and data.val_annotations={val_annotations}"
+        raise ValueError(f"{both} must {apart}")
+    files: list[set[Path]] = []
     for arrays, path, root in ((train, train_annotations, train_images), (val, val_annotations, val_images)):
-        names = [category.name for category in classes]
-        if fault := LeftOut.of_arrays(arrays).fault(names, max_left_out):
+        if fault := LeftOut.of_arrays(arrays).fault([one.name for one in classes], max_left_out):
             raise ValueError(f"{path}: {fault}")
-        _check_images(arrays, Path(root), path)
+        images = _entries(arrays)
+        _check_images(images, Path(root), path)
+        files.append(likeliest_files(Path(root), images))
+    if shared := len(files[0] & files[1]):
+        _log.warning(
+            "%d of the %d images scored are trained on too, so their AP says little", shared, len(files[1])
+        )
 
 
-def check_categories(
-    train: Categories, val: Categories, num_classes: int | None, train_file: Path, val_file: Path
-) -> None:
-    """Raise unless both files have the same classes, for labels are places in their order.
-
-    Args:
-        train: classes trained on.
-        val: classes scored.
-        num_classes: how many there must be, or ``None``.
-        train_file: where ``train`` stands.
-        val_file: where ``val`` stands.
-
-    Raises:
-        ValueError: if their number is another, an id is in one of the files only, or has another name there.
-    """
-    if num_classes not in (None, len(train)):
-        raise ValueError(f"data.num_classes must be the {len(train)} of {train_file}, got {num_classes}")
-    both = f"data.train_annotations={train_file} and data.val_annotations={val_file} must"
-    if odd := sorted(train.names.keys() ^ val.names.keys()):
-        raise ValueError(f"{both} list the same category ids, {odd[:10]} are in one of them only")
-    if conflict := name_conflict(train.names, val.names):
-        raise ValueError(f"{both} name the same classes: {conflict}")
-
-
-def _check_images(arrays: Mapping[str, np.ndarray], root: Path, annotation_file: Path) -> None:
-    images = _entries(arrays)
+def _check_images(images: list[ImageEntry], root: Path, annotation_file: Path) -> None:
     findings = check_images(root, images)
     if findings.counts:
         raise ValueError(f"{annotation_file}: {'; '.join(findings.lines())}")

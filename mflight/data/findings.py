@@ -31,11 +31,11 @@ class Findings:
             self.examples[rule] = (self.examples.get(rule, []) + other.examples[rule])[:_NUM_EXAMPLES]
 
     def lines(self) -> list[str]:
-        """Return a sentence for each rule, such as ``3 boxes are empty: annotation 5, 8, 9``."""
+        """Return a sentence for each rule, such as ``boxes are empty: 5, 8, 9, ... (1,204 in all)``."""
         lines = []
         for rule, count in self.counts.items():
-            more = ", ..." if count > _NUM_EXAMPLES else ""
-            lines.append(f"{count:,} {rule}: {', '.join(self.examples[rule])}{more}")
+            more = f", ... ({count:,} in all)" if count > _NUM_EXAMPLES else ""
+            lines.append(f"{rule}: {', '.join(self.examples[rule])}{more}")
         return lines
 
 

@@ -62,6 +62,11 @@ def find_images(root: Path, images: Sequence[ImageEntry]) -> list[tuple[ImageEnt
     return [(image, path) for image, path in found if path is not None]
 
 
+def likeliest_files(root: Path, images: Sequence[ImageEntry]) -> set[Path]:
+    """Return where the files of images should lie, whether they are there or not."""
+    return {root / path for image in images for path in image_paths(image)[:1]}
+
+
 class _Folder:
     """Tells where an image file lies, as ``LVISDataset.find_image`` does, by listing each folder once."""
 

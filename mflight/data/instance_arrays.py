@@ -88,8 +88,7 @@ class InstanceArrays:
             "crowd_offsets": cumulate(np.bincount(joined["crowd_image"], minlength=num_images)),
             "crowd_labels": joined["crowd_labels"][crowd_order],
             "crowd_boxes": joined["crowd_boxes"][crowd_order],
-            "num_dropped": self._dropped.sum(axis=1),
-            "left_out": self._dropped[1:, 1:].sum(axis=0),
+            "num_dropped": self._dropped[:, 1:],
             "num_mended": np.array([self._num_mended]),
         }
 

@@ -13,7 +13,6 @@ from pydantic import ConfigDict, validate_call
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mflight.data.annotation_chunk import DROP_REASONS
 from mflight.data.annotations import open_annotation_file, read_classes
 from mflight.data.categories import Categories
 from mflight.data.left_out import MAX_SHARE, LeftOut
@@ -60,11 +59,6 @@ class LVISAnnotations:
     def num_instances(self) -> int:
         """Number of instances, without the dropped ones."""
         return len(self._arrays["labels"])
-
-    @property
-    def num_dropped(self) -> dict[str, int]:
-        """How many annotations were left out, by reason."""
-        return dict(zip(DROP_REASONS, self._arrays["num_dropped"].tolist(), strict=True))
 
     @property
     def left_out(self) -> LeftOut:

@@ -62,12 +62,7 @@ def mask_overlaps(cells: Sequence[MaskCell]) -> np.ndarray:
     """
     overlaps = []
     for detected, annotated, is_crowd, height_px, width_px in cells:
-        detected_rles = [
-            {"size": outline.size, "counts": outline.counts}
-            if type(outline) is Rle and type(outline.counts) is not list
-            else outline_to_rle(outline, height_px, width_px)
-            for outline in detected
-        ]
+        detected_rles = [outline_to_rle(outline, height_px, width_px) for outline in detected]
         annotated_rles = [outline_to_rle(outline, height_px, width_px) for outline in annotated]
         overlaps.append(coco_mask.iou(detected_rles, annotated_rles, is_crowd).ravel())
     return np.concatenate(overlaps) if overlaps else np.zeros(0)
@@ -78,18 +73,16 @@ def outline_to_rle(outline: Any, height_px: int, width_px: int) -> dict[str, Any
 
     None, and polygons of fewer than three points, enclose nothing.
     """
-    if isinstance(outline, Rle):
-        outline = {"size": outline.size, "counts": outline.counts}
-    elif isinstance(outline, bytes):
+    if isinstance(outline, bytes):
         outline = msgspec.json.decode(outline)
     if outline is None or isinstance(outline, list):
         polygons = as_polygons(outline or [])
         if not polygons:
             return coco_mask.encode(np.zeros((height_px, width_px), dtype=np.uint8, order="F"))
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
-    if isinstance(outline["counts"], list):
-        return coco_mask.frPyObjects(outline, height_px, width_px)
-    return outline
+    counts = outline.counts if isinstance(outline, Rle) else outline["counts"]
+    sized = {"size": [height_px, width_px], "counts": counts}
+    return coco_mask.frPyObjects(sized, height_px, width_px) if isinstance(counts, list) else sized
 
 
 def mask_areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -60,11 +60,13 @@ def _form_fault(text: Any) -> str:
 def _list_fault(runs: list[Any], size_hw: np.ndarray) -> str:
     if not runs:
         return "its counts are empty"
-    odd = next((run for run in runs if type(run) is not int or run < 0), None)
+    odd = next(
+        (run for run in runs if type(run) not in (int, float) or not (run >= 0 and run % 1 == 0)), None
+    )
     if odd is not None:
         return f"its runs must be whole numbers >= 0, got {odd!r}"
     height, width = size_hw.tolist()
-    total = sum(runs)
+    total = int(sum(runs))
     return "" if total == height * width else f"its runs cover {total} px and not {height} x {width}"
 
 

@@ -110,12 +110,37 @@ def test_what_cannot_be_trained_on_is_dropped_and_counted(tmp_path):
         annotation(4, segmentation=[[1.0, 1.0, 2.0, 2.0]]),
         annotation(5, segmentation=[]),
         annotation(6, segmentation=[[1.0, 1.0, 2.0, 2.0], TRIANGLE]),
+        annotation(7, segmentation=[[1.0, 1.0, 3.0, 1.0, 2.0, 1.0]]),  # a line
+        annotation(8, segmentation=[[0.2, 0.2, 0.5, 0.2, 0.5, 0.8]], bbox=[0.2, 0.2, 0.3, 0.6]),  # shares
     ]
     arrays = read_annotation_file(write(tmp_path, annotations))
-    assert arrays["num_dropped"].tolist() == [1, 3, 1]
-    assert arrays["left_out"].tolist() == [0, 4]
+    assert arrays["num_dropped"].tolist() == [[0, 1], [0, 4], [0, 1], [0, 1], [0, 0]]
     assert arrays["annotation_ids"].tolist() == [6]
     assert arrays["vertex_offsets"].tolist() == [0, 3]
+
+
+def test_an_instance_whose_box_contradicts_its_outline_is_left_out(tmp_path):
+    size = {"images": [{**IMAGE, "id": 20, "height": 96, "width": 128}]}
+    square = [[60.0, 50.0, 70.0, 50.0, 70.0, 60.0, 60.0, 60.0]]
+    boxes = [
+        [60, 50, 10, 10],
+        [59, 49, 12, 12],
+        [60, 50, 70, 60],
+        [20, 50, 10, 10],
+    ]  # exact, rounded, xyxy, apart
+    entries = [annotation(i, bbox=box, segmentation=square) for i, box in enumerate(boxes, start=1)]
+    arrays = read_annotation_file(write(tmp_path, entries, **size))
+    assert arrays["annotation_ids"].tolist() == [1, 2]
+    assert arrays["num_dropped"].sum(axis=1).tolist() == [0, 0, 0, 0, 2]
+
+
+def test_ids_are_kept_to_the_last_digit_and_texts_are_read(tmp_path):
+    large = (1 << 62) + 1
+    entries = [annotation(large), annotation(str(large + 1), image_id="20", category_id="7")]
+    arrays = read_annotation_file(
+        write(tmp_path, entries, categories=[{"id": "7", "name": "cup"}, {"id": 0, "name": "_background_"}])
+    )
+    assert arrays["annotation_ids"].tolist() == [large, large + 1] and arrays["labels"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("area", [None, 0, -1.0])
@@ -173,7 +198,7 @@ def test_what_other_tools_write_for_numbers_and_nothing_is_read(tmp_path):
         {"id": 3, "name": "tray", "synonyms": None, "synset": None, "instance_count": None},
     ]
     arrays = read_annotation_file(write(tmp_path, entries, categories=categories))
-    assert arrays["annotation_ids"].tolist() == [1, 2] and arrays["num_dropped"].tolist() == [1, 0, 0]
+    assert arrays["annotation_ids"].tolist() == [1, 2] and arrays["num_dropped"].sum() == 1
     tray, cup = read_classes(arrays)
     assert (cup.name, cup.definition, cup.synonyms, cup.image_count) == ("cup", "", ("mug",), 1)
     assert (tray.synonyms, tray.synset, tray.instance_count, tray.frequency) == ((), "", 0, "rare")
@@ -192,7 +217,9 @@ def test_what_other_tools_write_for_numbers_and_nothing_is_read(tmp_path):
         ([], {"images": [{"id": 1 << 70, "height": 4, "width": 6}]}, rf"{1 << 70} of images\[0\]"),
         ([], {"images": [IMAGE, {**IMAGE, "file_name": "b.png"}]}, "image ids are listed twice: 4"),
         ([], {"images": [IMAGE, {**IMAGE, "id": 5}]}, "two ids: a.png as 4 and 5"),
-        ([], {"images": [{**IMAGE, "width": 0}]}, r"no area: image 4, \[4, 0\]"),
+        ([], {"images": [{**IMAGE, "width": 0}]}, "1 to 1,073,741,824 px: image 4, height 4, width 0"),
+        ([], {"images": [{**IMAGE, "width": 10**12}]}, "image 4, height 4, width 1000000000000"),
+        ([annotation(5, area=float("nan"))], {}, r"malformed: invalid character \(byte .*\"area\": NaN"),
         (
             [],
             {"categories": [{"id": 1, "name": "Traffic_light"}, {"id": 2, "name": "traffic light "}]},
@@ -248,10 +275,25 @@ def test_faulty_files_are_refused_with_the_entry(tmp_path, annotations, changes,
         read_annotation_file(write(tmp_path, annotations, **changes))
 
 
-def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "empty.json").touch()
-    with pytest.raises(ValueError, match=r"empty.json: file is no .*: it is empty"):
-        read_annotation_file(tmp_path / "empty.json")
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is empty"),
+        (b"\x1f\x8b\x08", "it is compressed"),
+        (b"<!DOCTYPE html>", r"\(byte 0\) at '<!DOCTYPE html>'"),
+        (b"[]", "Expected `object`, got `array`"),
+    ],
+)
+def test_what_is_no_annotation_file_is_refused(tmp_path, content, told):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a.json: file is no LVIS.*: {told}"):
+        read_annotation_file(tmp_path / "a.json")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = write(tmp_path, [annotation(1)])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_annotation_file(path)["annotation_ids"].tolist() == [1]
 
 
 def test_an_image_without_negative_classes_is_taken_as_labelled_exhaustively(tmp_path):

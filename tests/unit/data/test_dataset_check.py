@@ -86,17 +86,23 @@ def test_a_sound_dataset_passes(dataset):
         (
             "train",
             lambda c: [a.update(segmentation=[]) for a in c["annotations"][:2]],
-            r"train.json: 2 of 20 instances are left out \(2 without an outline\); data.max_left_out=0.1",
+            r"train.json: 2 of 20 instances are left out: 2 without an outline; data.max_left_out=0.1",
         ),
         (
             "val",
             lambda c: [a.update(segmentation=[]) for a in c["annotations"]],
             r"val.json: 20 of 20 instances .* all of 'cup', 'tray'",
         ),
+        ("val", lambda c: c.update(annotations=[]), "val.json: it lists no annotations"),
+        (
+            "train",
+            lambda c: [a.update(bbox=[4, 4, 12, 19]) for a in c["annotations"]],
+            "20 of 20 instances are left out: 20 with a box elsewhere",
+        ),
         (
             "train",
             lambda c: c["images"][3].update(file_name="gone.jpg"),
-            r"1 image files are missing in .*gone.jpg",
+            r"image files are missing in .*gone.jpg",
         ),
         (
             "train",
@@ -121,7 +127,7 @@ def test_a_setting_allows_to_leave_out(dataset, caplog):
     )
     check_dataset(**places(dataset))
     LVISDataset(annotation_file=dataset / "train.json", image_root=dataset)
-    assert "train.json: 1 of 20 instances is left out (1 without an outline)" in caplog.text
+    assert "train.json: 1 of 20 instances is left out: 1 without an outline" in caplog.text
 
 
 def test_a_truncated_image_costs_that_image_and_a_tenth_of_them_the_run(dataset, caplog):
