@@ -19,7 +19,7 @@ from mflight.synthesis.pool.locks import hold_pool
 from mflight.synthesis.pool_classes import check_pool_classes
 from mflight.training.callbacks.stop_signals import Stopped, StopSignals
 from mflight.training.callbacks.synthesis_guard import SynthesisGuard
-from mflight.training.checkpoint_io import SafeCheckpointIO
+from mflight.training.checkpoint_io import SafeCheckpointIO, open_checkpoint
 from mflight.training.console import build_progress_bar, calm_lightning
 from mflight.training.datamodule import MixedDataModule
 from mflight.training.devices import DeviceSplit, split_devices
@@ -69,6 +69,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         when_dead=cfg.synthesis.when_dead,
         max_fallback_ratio=cfg.synthesis.max_fallback_ratio,
     )
+    _check_weights(cfg, datamodule, checkpoint)
     _check_synthesis(cfg, datamodule)
     devices = split.trainer_devices if isinstance(split.trainer_devices, int) else list(split.trainer_devices)
     num_ranks = devices if isinstance(devices, int) else len(devices)
@@ -106,7 +107,7 @@ def _train(
     """Fit, validate what has not been, and report; a signal ends the process, saved and with its number."""
     try:
         if checkpoint is not None:
-            step = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["global_step"]
+            step = open_checkpoint(checkpoint, key="resume_from")["global_step"]
             join_curves(trainer.loggers, checkpoint.parent.parent, before_step=step)
         for each in trainer.loggers:
             each.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
@@ -144,19 +145,38 @@ def _check_pool(cfg: DictConfig) -> None:
 
 
 @rank_zero_only
+def _check_weights(cfg: DictConfig, datamodule: MixedDataModule, checkpoint: Path | None) -> None:
+    """See that the detector which is gone on with, or begun from, knows the classes of the dataset."""
+    weights = cfg.model.get("weights")
+    if checkpoint is None and weights is None:
+        return
+    datamodule.prepare_data()
+    names = datamodule.train_categories.names
+    if checkpoint is not None:
+        open_checkpoint(checkpoint, key="resume_from", categories=names)
+    if weights is None:
+        return
+    held = {}
+    with contextlib.suppress(ValueError, OSError):  # of another program, or none: the detector tells
+        held = open_checkpoint(weights, key="model.weights")
+    if len(held.get("class_counts", ())) == len(names):  # else its heads are left out
+        open_checkpoint(weights, key="model.weights", categories=names)
+
+
+@rank_zero_only
 def _check_synthesis(cfg: DictConfig, datamodule: MixedDataModule) -> None:
     """Look at what the generators are asked for and at the pool, while nothing is started."""
+    if cfg.synthesis.stream is None:
+        return
+    datamodule.prepare_data()  # the planner reads the dataset
     if cfg.synthesis.service is not None:
-        datamodule.prepare_data()  # the planner reads the dataset
         planner, synthesizer = map(_plain, (cfg.synthesis.planner, cfg.diffusion.synthesizer))
         check_generator(planner, synthesizer, cfg.diffusion.unknown_classes)
         pool_dir = Path(cfg.paths.pool_dir)
         pool_dir.mkdir(parents=True, exist_ok=True)
         with hold_pool(pool_dir, wait=False):  # generators need a folder that can be written and locked
             pass
-    elif cfg.synthesis.stream is not None:
-        datamodule.prepare_data()
-        check_pool_classes(cfg.paths.pool_dir, datamodule.train_categories)
+    check_pool_classes(cfg.paths.pool_dir, datamodule.train_categories)
 
 
 def _continue_from(cfg: DictConfig) -> Path | None:

@@ -159,6 +159,10 @@ class MixedDataModule(L.LightningDataModule):
             return {}
         return {"synthesis/fill_s": self._generators.fill_s, "synthesis/turns_s": self._generators.turns_s}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the dataset: the names of its classes, see ``checkpoint_io``."""
+        return {"category_names": self.categories.names}
+
     def take_messages(self) -> list[str]:
         """Return what has happened to the generators since the last call."""
         messages = self.all_messages[self._num_taken :]

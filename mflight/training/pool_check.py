@@ -13,7 +13,9 @@ from mflight.data.categories import FREQUENCIES, Categories
 from mflight.data.lvis import read_categories
 from mflight.data.transforms import EvalTransform
 from mflight.detection.verification import judge_instances
+from mflight.synthesis.pool_classes import check_pool_classes
 from mflight.synthesis.stream import PoolStream
+from mflight.training.checkpoint_io import open_checkpoint
 from mflight.training.run_folder import find_checkpoint, load_run_config
 
 SCORES = (0.01, 0.03, 0.1, 0.3, 0.5)
@@ -45,8 +47,9 @@ def check_pool(
         raise FileNotFoundError(f"pool must be a pool folder, found no pool.json in {pool}")
     cfg = load_run_config(run_dir, overrides)
     categories = read_categories(Path(cfg.data.train_annotations))
+    check_pool_classes(pool, categories)
     stream = PoolStream(pool_dir=pool, categories=categories, max_reuse=1, publish=False)
-    judged = list(_judge(load_detector(cfg, checkpoint_file), stream, max_images))
+    judged = list(_judge(load_detector(cfg, checkpoint_file, categories), stream, max_images))
     figures = {"all": left_out(judged)}
     for frequency in FREQUENCIES:
         ids = {category.category_id for category in categories.with_frequency(frequency)}
@@ -75,10 +78,12 @@ def left_out(judged: Sequence[Judgement]) -> dict[str, float]:
     return {rule: 100.0 * float(is_out.mean()) if len(judged) else -1.0 for rule, is_out in rules.items()}
 
 
-def load_detector(cfg: DictConfig, checkpoint_file: Path) -> torch.nn.Module:
+def load_detector(cfg: DictConfig, checkpoint_file: Path, categories: Categories) -> torch.nn.Module:
     """Build the detector of a run's config, with the weights of a checkpoint, in evaluation."""
+    held = open_checkpoint(checkpoint_file, key="checkpoint", categories=categories.names)
+    cfg.data.num_classes = len(categories)
     module = instantiate(cfg.module)
-    module.load_state_dict(torch.load(checkpoint_file, map_location="cpu", weights_only=False)["state_dict"])
+    module.load_state_dict(held["state_dict"])
     return module.model.eval()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 
+from mflight.training.checkpoint_io import open_checkpoint
 from mflight.training.console import calm_lightning
 from mflight.training.run_folder import find_checkpoint, load_run_config
 from mflight.training.settings import settle_num_classes
@@ -43,8 +44,9 @@ def validate_checkpoint(
     cfg = load_run_config(run_dir, overrides)
     calm_lightning()
     datamodule = instantiate(cfg.datamodule)
-    datamodule.check_files()
+    datamodule.prepare_data()
     settle_num_classes(cfg, datamodule)
+    open_checkpoint(checkpoint_file, key="checkpoint", categories=datamodule.categories.names)
     changes: dict[str, Any] = {"evaluator": {"max_detections": max_detections}}
     if prior_tau is not None:
         changes["prior_correction"] = {"_target_": _PRIOR_CORRECTION, "tau": prior_tau}

@@ -1,11 +1,14 @@
 """A run that is stopped and resumed ends where one ends that was never stopped."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from tests.run.conftest import NO_SYNTHESIS, SMALL, SMALL_SYNTHESIS
+from tests.run.conftest import NO_SYNTHESIS, SMALL, SMALL_SYNTHESIS, TRAIN
 
 pytestmark = pytest.mark.slow
 
@@ -57,3 +60,23 @@ def test_terminated_run_leaves_no_generator_and_resumes_with_its_pool(jobs):
     assert resumed.results["synthesis/images"] >= before.accepted
     assert str(stopped.run_dir / "pool") in resumed.output
     assert stopped.generator.pid != before.pid
+
+
+def test_a_detector_of_other_classes_is_neither_resumed_nor_scored_nor_begun_from(jobs, baseline_job):
+    assert baseline_job.process.returncode == 0, baseline_job.output
+    last, renamed = baseline_job.run_dir / "checkpoints" / "last.ckpt", []
+    for split in ("train", "val"):
+        content = json.loads((jobs.folder / "data" / "minilvis" / f"{split}.json").read_text())
+        first, second = content["categories"][:2]
+        first["name"], second["name"] = second["name"], first["name"]
+        (jobs.folder / f"renamed_{split}.json").write_text(json.dumps(content))
+        renamed.append(f"data.{split}_annotations={jobs.folder}/renamed_{split}.json")
+    told = f"and the dataset must name the same classes: category 1 is '{second['name']}' and"
+    for key in ("resume_from", "model.weights"):
+        job = jobs.finish(f"other_classes_{key}", *SMALL, *NO_SYNTHESIS, *renamed, f"{key}={last}")
+        assert job.process.returncode == 2 and f"error: {key}={last} {told}" in job.output, job.output
+    listed = f"overrides={json.dumps(renamed)}"
+    command = [sys.executable, "-m", "mflight.evaluate", f"checkpoint={last}", listed]
+    environment = {**jobs.environment, "PYTHONPATH": str(TRAIN.parent)}
+    done = subprocess.run(command, cwd=jobs.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and f"error: checkpoint={last} {told}" in done.stderr, done.stderr

@@ -1,11 +1,13 @@
 import errno
 import logging
 import os
+import re
 
 import pytest
 import torch
 
-from mflight.training.checkpoint_io import SafeCheckpointIO
+from mflight.training.checkpoint_io import CLASSES, SafeCheckpointIO, open_checkpoint
+from mflight.training.datamodule import MixedDataModule
 
 
 @pytest.fixture
@@ -53,3 +55,33 @@ def test_other_errors_are_raised(place, monkeypatch):
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OSError, match="Input/output"):
         SafeCheckpointIO().save_checkpoint({"step": 2}, place)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path, build_datamodule):
+    datamodule, file = build_datamodule(), tmp_path / "last.ckpt"
+    names, state = datamodule.categories.names, datamodule.state_dict()
+    held = {"state_dict": {}, "global_step": 3, "class_counts": torch.ones(24), CLASSES: state}
+    assert CLASSES == MixedDataModule.__qualname__  # under which Lightning keeps the state
+    SafeCheckpointIO().save_checkpoint(held, file)
+    assert open_checkpoint(file, key="resume_from", categories=names)["global_step"] == 3
+    first, second = names[1], names[2]
+    swapped, told = {**names, 1: second, 2: first}, f"category 1 is {first!r} and {second!r}"
+    with pytest.raises(ValueError, match=rf"resume_from=.*{re.escape(told)}"):
+        open_checkpoint(file, key="resume_from", categories=swapped)
+    with pytest.raises(ValueError, match=r"last.ckpt .* the same category ids, \[77\] are in one"):
+        open_checkpoint(file, key="checkpoint", categories={**names, 77: "kite"})
+    del held[CLASSES]  # one of before
+    SafeCheckpointIO().save_checkpoint(held, file)
+    open_checkpoint(file, key="resume_from", categories=swapped)
+    with pytest.raises(ValueError, match="was trained on 24 classes, the dataset has 1"):
+        open_checkpoint(file, key="resume_from", categories={1: first})
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", "cut", {"weights": 3}])
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    file = tmp_path / "last.ckpt"
+    torch.save(content if isinstance(content, dict) else {"state_dict": {}, "global_step": 3}, file)
+    if not isinstance(content, dict):
+        file.write_bytes(file.read_bytes()[:200] if content == "cut" else content)
+    with pytest.raises(ValueError, match=r"checkpoint=.*last.ckpt (cannot be read as|must be) a checkpoint"):
+        open_checkpoint(file, key="checkpoint")
