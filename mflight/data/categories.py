@@ -169,7 +169,8 @@ def clean_entries(entries: Iterable[Any], faults: Faults) -> list[dict[str, Any]
 
     Args:
         entries: the list; ids may be texts, or floats without a fraction, ``synonyms`` one text,
-            ``frequency`` a word, and what is null counts as absent. labelme's ``_background_`` and ``__ignore__`` are no classes.
+            ``frequency`` a word, and what is null counts as absent. labelme's ``_background_`` and
+            ``__ignore__`` are no classes.
         faults: takes what is wrong: an id or a name that is missing or listed twice, a frequency, count or
             synonym that is none.
 

@@ -94,9 +94,7 @@ def test_faulty_annotations_are_named_and_do_not_end_the_check(dataset):
         annotation(1, image_id=9),
         annotation(3, category_id=77),
         annotation(4, bbox=[6, 1, 4, 2], segmentation=[[6, 1, 10, 1, 10, 3]]),  # to x = 10 of 8
-        annotation(
-            5, bbox=[5, 1, 3.9, 2], segmentation=[[5, 1, 8, 1, 8, 3]]
-        ),  # by a part of a pixel, as in LVIS
+        annotation(5, bbox=[5, 1, 3.9, 2], segmentation=[[5, 1, 8, 1, 8, 3]]),  # by less than a pixel
         annotation(6, segmentation={"size": [WIDTH, HEIGHT], "counts": [48]}),
         annotation(7, bbox=[1, 2, 2, "two"]),
         annotation(8, segmentation=[]),
@@ -248,8 +246,8 @@ def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
     summary = check(folder, splits, "data.max_left_out=2")
     assert problems(summary) == []
     assert summary["train"]["notes"] == [
-        "file is used in part: 1 of 2 instances is left out: 1 marked as crowds (iscrowd=1; CVAT marks each mask "
-        "so that was drawn: set it to 0 there)",
+        "file is used in part: 1 of 2 instances is left out: 1 marked as crowds (iscrowd=1; CVAT marks each "
+        "mask so that was drawn: set it to 0 there)",
         "categories have no frequency, it is that of their images here: class_1, class_2",
         "classes have no instance to train on: class_1",
         "file without neg_category_ids, its images are taken as labelled exhaustively: 2 images",

@@ -116,7 +116,7 @@ def labelme(numbers):
 
 
 def cvat(numbers, masks=()):
-    """Of CVAT's COCO 1.0: attributes, empty texts, pictures in folders; drawn masks as crowds of run lengths."""
+    """Of CVAT's COCO 1.0: attributes, empty texts, pictures in folders; drawn masks as crowds."""
     names = [f"batch 1/{number}.jpg" for number in numbers]
     images = [
         {
