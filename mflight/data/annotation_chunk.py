@@ -9,11 +9,10 @@ from math import nan
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mflight.data.annotation_format import AnnotationEntry, ImageEntry, RLEEntry, as_polygons
 from mflight.data.findings import Faults
-from mflight.functional.run_lengths import find_code_faults
+from mflight.functional.run_lengths import compress_code, find_code_faults, measure_codes
 
 DROP_REASONS = (
     "crowd",
@@ -25,7 +24,6 @@ DROP_REASONS = (
 """Why an annotation is no instance; a crowd is a part of its image to ignore."""
 
 _CHUNK = 8192
-_AREAS_AT_ONCE = 255  # pycocotools 2.0.11 with numpy 2 raises OverflowError for more
 _MARGIN_PX = 2.0  # of boxes that are compared: some tools round them
 _REACH = "outlines and boxes reach further beyond their image than it is large"
 
@@ -208,18 +206,16 @@ class _Packer:
             find_code_faults([code.counts for code in codes.values()], sizes_hw).items()
         ):
             self._refuse(list(codes)[place], "run-length codes are no masks of their image", fault)
-        rles = {row: _compress(code) for row, code in codes.items() if row not in self._faulty}
-        rows = list(rles)
-        for start in range(0, len(rows), _AREAS_AT_ONCE):
-            some = rows[start : start + _AREAS_AT_ONCE]
-            self._outline_areas[some] = coco_mask.area([rles[row] for row in some])
-            boxes = coco_mask.toBbox([rles[row] for row in some])
-            self._outline_boxes[some] = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        empty = [row for row in rows if not self._outline_areas[row]]
-        self._outline_boxes[empty] = nan
-        kept = [rles[row]["counts"] for row in rows if self._outline_areas[row]]
-        chunk.rle_lengths[[row for row in rows if self._outline_areas[row]]] = [len(code) for code in kept]
-        chunk.rle = b"".join(kept)
+        rows = [row for row in codes if row not in self._faulty]
+        rles = [compress_code(codes[row].counts, codes[row].size) for row in rows]
+        areas, boxes = measure_codes(rles)
+        kept = np.flatnonzero(areas)
+        rows = np.array(rows, dtype=np.int64)[kept]
+        self._outline_areas[rows], boxes = areas[kept], boxes[kept]
+        self._outline_boxes[rows] = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        texts = [rles[place]["counts"] for place in kept.tolist()]
+        chunk.rle_lengths[rows] = [len(text) for text in texts]
+        chunk.rle = b"".join(texts)
 
     def settle_boxes(self) -> None:
         """Check where outlines and boxes lie, and work out what the file does not tell."""
@@ -293,13 +289,6 @@ def _polygon_areas(chunk: AnnotationChunk) -> np.ndarray:
     following[last] = first
     x, y = chunk.vertices.astype(np.float64).T
     return np.abs(np.add.reduceat(x * y[following] - x[following] * y, first)) / 2
-
-
-def _compress(code: RLEEntry) -> dict[str, Any]:
-    size, counts = list(code.size), code.counts
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
-    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
 @cache

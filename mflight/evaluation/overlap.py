@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mflight.data.annotation_format import as_polygons
+from mflight.functional.run_lengths import compress_code
 
 MaskCell = tuple[list[Any], list[Any], list[bool], int, int]
 """Outlines of the detections and of the instances of one cell, which of these are crowds, image height and
@@ -81,20 +82,7 @@ def outline_to_rle(outline: Any, height_px: int, width_px: int) -> dict[str, Any
             return coco_mask.encode(np.zeros((height_px, width_px), dtype=np.uint8, order="F"))
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height_px, width_px))
     counts = outline.counts if isinstance(outline, Rle) else outline["counts"]
-    sized = {"size": [height_px, width_px], "counts": counts}
-    return coco_mask.frPyObjects(sized, height_px, width_px) if isinstance(counts, list) else sized
-
-
-def mask_areas(rles: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Return ``float64[N]``: the area in square pixels of compressed RLE dictionaries."""
-    # pycocotools 2.0.11 with numpy 2 raises OverflowError for more than 255 masks at a time.
-    parts = [coco_mask.area(list(rles[start : start + 255])) for start in range(0, len(rles), 255)]
-    return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
-
-
-def mask_boxes(rles: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Return ``float64[N, 4]``: left, top, width and height in pixels of compressed RLE dictionaries."""
-    return np.array([coco_mask.toBbox(rle) for rle in rles], dtype=np.float64).reshape(-1, 4)
+    return compress_code(counts, (height_px, width_px))
 
 
 class OverlapWorkers:

@@ -17,8 +17,8 @@ from mflight.data.annotation_format import polygon_fault
 from mflight.data.categories import name_conflict
 from mflight.evaluation.detections import Detections, concatenate
 from mflight.evaluation.ground_truth import GroundTruth, cells_of, is_member
-from mflight.evaluation.overlap import Rle, mask_areas, mask_boxes, outline_to_rle
-from mflight.functional.run_lengths import find_code_faults
+from mflight.evaluation.overlap import Rle, outline_to_rle
+from mflight.functional.run_lengths import find_code_faults, measure_codes
 
 IOU_TYPES = ("bbox", "segm")
 _KEY_OF_IOU_TYPE = {"bbox": "bbox", "segm": "segmentation"}
@@ -159,7 +159,7 @@ def _to_detections(
     if boxes_xywh is None:
         sizes = sizes_hw.tolist()
         rles = [outline_to_rle(o, *size) for o, size in zip(segmentations, sizes, strict=True)]
-        areas_px, boxes_xywh = mask_areas(rles), mask_boxes(rles)
+        areas_px, boxes_xywh = measure_codes(rles)
     else:
         areas_px = boxes_xywh[:, 2] * boxes_xywh[:, 3]
     if segmentations is not None:

@@ -4,12 +4,14 @@ A mask is ``bool`` or ``uint8[H, W]``; an array of other than two axes is a Valu
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
+
+from mflight.functional.run_lengths import compress_code
 
 
 class RLE(TypedDict):
@@ -42,7 +44,7 @@ def rle_encode(mask: np.ndarray) -> RLE:
 
 def rle_decode(rle: RLE) -> np.ndarray:
     """Return ``bool[H, W]``: the mask of a run-length code, compressed or a plain list of runs."""
-    return coco_mask.decode(_compressed(rle)).view(np.bool_)
+    return coco_mask.decode(compress_code(rle["counts"], rle["size"])).view(np.bool_)
 
 
 def rle_decode_box(rle: RLE) -> tuple[np.ndarray, tuple[int, int, int, int]]:
@@ -64,7 +66,7 @@ def rle_decode_box(rle: RLE) -> tuple[np.ndarray, tuple[int, int, int, int]]:
         >>> part.shape, int(part.sum()), box
         ((3, 6), 18, (1, 2, 7, 5))
     """
-    compressed = _compressed(rle)
+    compressed = compress_code(rle["counts"], rle["size"])
     height, width = rle["size"]
     runs = _runs(compressed["counts"])
     bounds = np.cumsum(runs)
@@ -115,18 +117,11 @@ def rle_to_box(rle: RLE) -> tuple[int, int, int, int]:
         ``(x1, y1, x2, y2)`` in px, ``x2`` and ``y2`` exclusive, as of ``mask_to_box``; zeros if
         the mask is empty.
     """
-    compressed = _compressed(rle)
+    compressed = compress_code(rle["counts"], rle["size"])
     if not coco_mask.area(compressed):  # object runs of no length would give a box all the same
         return 0, 0, 0, 0
     x, y, width, height = coco_mask.toBbox(compressed).astype(int).tolist()
     return x, y, x + width, y + height
-
-
-def _compressed(rle: RLE) -> dict[str, Any]:
-    counts = rle["counts"]
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects(rle, *rle["size"])
-    return {"size": rle["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 
 def polygons_to_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> np.ndarray:

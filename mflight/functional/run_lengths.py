@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 _MAX_DIGITS = 7  # of base 32: more than any run of an image has
+_AT_ONCE = 255  # pycocotools 2.0.11 with numpy 2 raises OverflowError for more
 _BLOCK = 256  # texts that are checked at a time, so that their runs stay in the processor's cache
 
 
@@ -45,6 +47,30 @@ def find_code_faults(counts: Sequence[Any], sizes_hw: np.ndarray) -> dict[int, s
                 f"{fault} and not {height} x {width}" if "cover" in fault else fault
             )
     return faults
+
+
+def compress_code(counts: Any, size_hw: Sequence[int]) -> dict[str, Any]:
+    """Return a code as pycocotools takes it.
+
+    Args:
+        counts: compressed text as ``str`` or ``bytes``, or a plain list of runs.
+        size_hw: ``(H, W)`` of the mask in pixels.
+
+    Returns:
+        ``size`` and compressed ``counts``.
+    """
+    size = list(size_hw)
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def measure_codes(codes: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return float64[N] areas in px and float64[N, 4] boxes as x, y, width, height of compressed codes."""
+    parts = [list(codes[start : start + _AT_ONCE]) for start in range(0, len(codes), _AT_ONCE)]
+    areas = [coco_mask.area(part).astype(np.float64) for part in parts]
+    boxes = [coco_mask.toBbox(part) for part in parts]
+    return np.concatenate([np.zeros(0), *areas]), np.concatenate([np.zeros((0, 4)), *boxes])
 
 
 def _form_fault(text: Any) -> str:
