@@ -95,15 +95,16 @@ def open_sections(source: Path | Mapping[str, Any], faults: Faults) -> FileSecti
             start = len(BOM_UTF8) if text[: len(BOM_UTF8)] == BOM_UTF8 else 0  # which Windows' editors write
             return msgspec.json.decode(memoryview(text)[start:], type=_RawSections)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        faults.refuse(NO_FORMAT, f"{error}" if isinstance(source, Mapping) else _describe(error, source))
+        is_file = isinstance(source, Path)
+        faults.refuse(NO_FORMAT, tell_decode_error(error, source.read_bytes()) if is_file else error)
         return None
 
 
-def _describe(error: Exception, file: Path) -> str:
-    """Add to an error the text around its place, and the size of the file: it may have been cut short."""
-    text, place = file.read_bytes(), re.search(r"\(byte (\d+)\)", str(error))
+def tell_decode_error(error: Exception, text: bytes) -> str:
+    """Add to an error of JSON the text around its place, and the size of the file: it may be cut short."""
     if text.startswith((b"\x1f\x8b", b"PK")):
         return "it is compressed, unpack it"
+    place = re.search(r"\(byte (\d+)\)", str(error))
     around = text[max(0, int(place[1]) - 30) : int(place[1]) + 30] if place else b""
     shown = f" at {around.decode(errors='replace')!r}" if around else ""
     return f"{error}{shown}, in a file of {len(text):,} bytes"

@@ -4,6 +4,7 @@ Read in pieces, so that neither a second copy of the predictions nor an outline 
 held.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from mflight.data.annotation_format import polygon_fault
+from mflight.data.annotation_format import polygon_fault, tell_decode_error
 from mflight.data.categories import name_conflict
 from mflight.evaluation.detections import Detections, concatenate
 from mflight.evaluation.ground_truth import GroundTruth, cells_of, is_member
@@ -101,15 +102,14 @@ def _open_results(path: Path) -> list[msgspec.Raw]:
         raise FileNotFoundError(
             f"predictions must be a JSON file in LVIS's results format, found no file at {path}"
         )
-    data = path.read_bytes()
-    if not data.lstrip()[:1] == b"[":
-        raise ValueError(
-            f"{path} must hold a list of results, it starts with {data.lstrip()[:20].decode()!r}"
-        )
+    data = path.read_bytes().removeprefix(BOM_UTF8).lstrip()
+    if not data.startswith(b"["):
+        shown = data[:20].decode(errors="replace")
+        raise ValueError(f"{path} must hold a list of results, it starts with {shown!r}")
     try:
         return msgspec.json.decode(data, type=list[msgspec.Raw])
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {tell_decode_error(error, data)}") from None
 
 
 def _parse_piece(piece: Sequence[Any], start: int, place: str) -> list[_Entry]:

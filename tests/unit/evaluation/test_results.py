@@ -61,11 +61,25 @@ def test_a_file_that_is_no_list_is_refused(tmp_path, content):
         read_results(path, GroundTruth.load(GROUND_TRUTH))
 
 
-def test_a_broken_file_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'[{"image_id": 3', "is not valid JSON.*truncated"),
+        (b'[{"score": NaN}]', r"is not valid JSON.*\(byte 11\) at '.*NaN"),
+        (b"\xff\xd8\xff", "must hold a list of results"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path, content, told):
     path = tmp_path / "results.json"
-    path.write_text('[{"image_id": 3')
-    with pytest.raises(ValueError, match=r"results\.json is not valid JSON.*truncated"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"results\.json {told}"):
         read_results(path, GroundTruth.load(GROUND_TRUTH))
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([BOX]), encoding="utf-8-sig")
+    assert len(read_results(path, GroundTruth.load(GROUND_TRUTH))) == 1
 
 
 def test_boxes_keep_the_order_of_the_file(read):
