@@ -218,7 +218,8 @@ def _check_is_folder(place: Path) -> None:
         f"checkpoint must be a folder in diffusers' format, {str(file)!r} holds all parts in one file. "
         "Convert it once, with the class of its family (StableDiffusionXLPipeline for XL), and name FOLDER: "
         'python -c "from diffusers import StableDiffusionPipeline; '
-        f"StableDiffusionPipeline.from_single_file({str(file)!r}).save_pretrained('FOLDER')\""
+        f"StableDiffusionPipeline.from_single_file({str(file)!r}).save_pretrained('FOLDER')\" "
+        "(configs and tokenizer come from the hub; offline, config='OTHER' names a folder that has them)"
     )
 
 
