@@ -238,16 +238,21 @@ def _build(settings: GeneratorSettings, device: str) -> tuple[Any, Any]:
         import torch
 
         torch.cuda.set_device(device)
+    planner = build_part(settings.planner)
+    synthesizer = build_part(fill_device(settings.synthesizer, device))
+    if torch := sys.modules.get("torch"):  # the environment set its threads at the start; this makes sure
+        torch.set_num_threads(settings.num_threads)
+    return planner, synthesizer
+
+
+def build_part(config: Mapping[str, Any]) -> Any:
+    """Build what a config with ``_target_`` names; what it can never be raises ``UnfitSettingsError``."""
     try:
-        planner = instantiate(dict(settings.planner), _convert_="all")
-        synthesizer = instantiate(fill_device(settings.synthesizer, device), _convert_="all")
+        return instantiate(dict(config), _convert_="all")
     except Exception as error:
         if _may_pass(error):
             raise
         raise UnfitSettingsError(tell(error)) from error
-    if torch := sys.modules.get("torch"):  # the environment set its threads at the start; this makes sure
-        torch.set_num_threads(settings.num_threads)
-    return planner, synthesizer
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from mflight.synthesis.pool.packing import describe_dropped, describe_sample, en
 from mflight.synthesis.pool.shards import encode_line
 from mflight.synthesis.request import MosaicRequest
 from mflight.synthesis.shrinking_batches import ShrinkingBatches
-from mflight.synthesis.worker import fill_device
+from mflight.synthesis.worker import build_part, fill_device
 
 Answer = dict[str, Any]
 
@@ -43,10 +43,8 @@ class RayGenerator:
     ):
         os.environ |= {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}  # before torch
         self._image_format, self._jpeg_quality = image_format, jpeg_quality
-        from hydra.utils import instantiate
-
         config = fill_device(synthesizer, "cuda:0" if has_gpu else "cpu")
-        self._batches = ShrinkingBatches(instantiate(config, _convert_="all"), batch_size)
+        self._batches = ShrinkingBatches(build_part(config), batch_size)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(num_threads)
 

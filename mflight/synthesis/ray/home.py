@@ -23,7 +23,14 @@ from mflight.synthesis.ray.dispatcher import Dispatcher
 from mflight.synthesis.ray.link import GeneratorLink, GeneratorLostError
 from mflight.synthesis.ray.settings import RayGeneratorSettings
 from mflight.synthesis.ray.status import RayStatus
-from mflight.synthesis.worker import EXIT_GIVEN_UP, WorkerSpec, build_throttle, run_writer
+from mflight.synthesis.worker import (
+    EXIT_GIVEN_UP,
+    UnfitSettingsError,
+    WorkerSpec,
+    build_part,
+    build_throttle,
+    run_writer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +58,6 @@ class RayHome:
     """
 
     def __init__(self, spec: WorkerSpec, writer: PoolWriter, status: WorkerStatus):
-        from hydra.utils import instantiate
-
         self._spec, self._writer, self._status = spec, writer, status
         self._settings: RayGeneratorSettings = spec.settings
         settings, self._folder = self._settings, spec.settings.pool_dir
@@ -66,7 +71,7 @@ class RayHome:
         status.state = "loading"
         status.write(self._folder)
         self._throttle = build_throttle(settings)
-        self._planner = instantiate(dict(settings.planner), _convert_="all")
+        self._planner = build_part(settings.planner)
         goals = {"max_requests": settings.max_requests, "num_samples": settings.num_samples}
         self._dispatcher = Dispatcher(Agenda(self._throttle, self._planner.request_id, **goals))
         cluster = connect(settings.address, settings.runtime_env)
@@ -100,7 +105,7 @@ class RayHome:
     def _make_links(self, cluster: ClusterView) -> list[GeneratorLink]:
         settings = self._settings
         if cluster.home_gpus and not settings.use_home_gpus:
-            raise ValueError(
+            raise UnfitSettingsError(
                 f"this host offers {cluster.home_gpus} of its GPUs to Ray, those may not train as well: "
                 "start Ray here with --num-gpus=0, or say synthesis.service.use_home_gpus=true"
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 from mflight.synthesis.ray.cluster import name_node
 from mflight.synthesis.restarts import Restarts
+from mflight.synthesis.worker import UnfitSettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class GeneratorLink(Restarts):
 
         Raises:
             GeneratorLostError: if it turns out that the generator has died.
+            UnfitSettingsError: if it cannot be built as it is configured, nor can any other.
         """
         import ray
 
@@ -102,7 +104,9 @@ class GeneratorLink(Restarts):
             what = f"ended{self._where()} with {type(error.cause).__name__}: {error.cause}"
             raise GeneratorLostError(what) from error
         except ray.exceptions.RayError as error:
-            raise GeneratorLostError(self._describe_loss(error)) from error
+            what = self._describe_loss(error)
+            _, is_unfit, sentence = what.partition(f"{UnfitSettingsError.__name__}: ")
+            raise UnfitSettingsError(sentence) if is_unfit else GeneratorLostError(what) from error
         return None
 
     def discard(self) -> None:
