@@ -10,11 +10,10 @@ from mflight.data.annotation_format import ImageEntry
 from mflight.data.annotations import open_annotation_file, read_classes
 from mflight.data.categories import classes_apart
 from mflight.data.files import DATASET_KEYS, require_dataset
-from mflight.data.image_check import check_images, find_images, likeliest_files
+from mflight.data.image_check import DAMAGED, check_images, likeliest_files
 from mflight.data.left_out import MAX_SHARE, LeftOut
-from mflight.data.pictures import read_picture
 
-_NUM_SAMPLED = 16
+_NUM_SAMPLED = 32
 _log = logging.getLogger(__name__)
 
 
@@ -70,20 +69,13 @@ def check_dataset(
 
 
 def _check_images(images: list[ImageEntry], root: Path, annotation_file: Path) -> None:
-    findings = check_images(root, images)
+    findings = check_images(root, images, num_decoded=_NUM_SAMPLED)
+    num_damaged, num_looked_at = findings.counts.pop(DAMAGED, 0), min(len(images), _NUM_SAMPLED)
     if findings.counts:
         raise ValueError(f"{annotation_file}: {'; '.join(findings.lines())}")
-    sample = images[:: max(1, len(images) // _NUM_SAMPLED)]
-    faults = []
-    for image, path in find_images(root, sample):
-        try:
-            read_picture(path, (image.height, image.width))
-        except ValueError as error:
-            faults.append(f"{error}")
-    if len(faults) > 1 and len(faults) >= MAX_SHARE * len(sample):
-        raise ValueError(
-            f"{len(faults)} of {len(sample)} images looked at are no use, the first: {faults[0]}"
-        )
+    if num_damaged > 1 and num_damaged >= MAX_SHARE * num_looked_at:
+        told = f"{num_damaged} of {num_looked_at} images looked at are no use, the first"
+        raise ValueError(f"{annotation_file}: {told}: {findings.examples[DAMAGED][0]}")
 
 
 def _entries(arrays: Mapping[str, np.ndarray]) -> list[ImageEntry]:

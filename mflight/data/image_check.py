@@ -10,6 +10,9 @@ from mflight.data.annotation_format import ImageEntry, image_paths
 from mflight.data.findings import Findings
 from mflight.data.pictures import read_picture
 
+DAMAGED = "image files cannot be trained on"
+"""The rule of ``check_images`` that a file breaks which is there and is no use."""
+
 
 def check_images(
     root: Path,
@@ -51,15 +54,8 @@ def check_images(
     chosen = _sample(found, num_decoded, draws)
     with ThreadPoolExecutor(num_threads) as pool:
         for fault in filter(None, pool.map(_decode, chosen)):
-            findings.add("image files cannot be trained on", fault)
+            findings.add(DAMAGED, fault)
     return findings
-
-
-def find_images(root: Path, images: Sequence[ImageEntry]) -> list[tuple[ImageEntry, Path]]:
-    """Return the images whose file is there, with it."""
-    folder = _Folder(root)
-    found = ((image, folder.find(image_paths(image))) for image in images)
-    return [(image, path) for image, path in found if path is not None]
 
 
 def likeliest_files(root: Path, images: Sequence[ImageEntry]) -> set[Path]:

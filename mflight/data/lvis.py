@@ -256,4 +256,4 @@ def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 def read_categories(annotation_file: str | Path, cache_dir: str | Path | None = None) -> Categories:
     """Return the classes of an annotation file, from its cache where there is one."""
-    return LVISAnnotations(annotation_file, cache_dir).categories
+    return read_classes(open_annotation_file(Path(annotation_file), cache_dir and Path(cache_dir)))

@@ -42,6 +42,7 @@ def finish(jobs, name, annotations, images, *overrides):
         "data/transform=mini",
         "data.num_workers=0",
         "data.batch_size=4",
+        "data.val_batch_size=4",
         f"data.cache_dir={annotations}/cache",
         *(f"data.{split}_annotations={annotations}/{split}.json" for split in ("train", "val")),
         *(f"data.{split}_images={images}" for split in ("train", "val")),
@@ -95,13 +96,13 @@ def test_a_damaged_picture_costs_its_image_and_a_tenth_of_them_the_run(jobs, bas
     job = finish(jobs, "damaged", tmp_path, tmp_path)
     assert job.process.returncode == 0 and job.results["steps"] == 8, job.output
     for split, instead in (("train", "another one is trained on"), ("val", "it is not scored")):
-        (line,) = [line for line in job.output.splitlines() if f"{split}_" in line and ".jpg" in line]
+        (line,) = [line for line in job.output.splitlines() if files[split][3].name in line]
         assert re.search(rf"{files[split][3].name} cannot be decoded: .*; {instead} \(1 of 20 images", line)
     with (job.run_dir / "per_class.csv").open() as file:
         assert sum(int(row["num_images"]) for row in csv.DictReader(file)) > 0
     cut_short(files["val"][5])
     job = finish(jobs, "damaged_more", tmp_path, tmp_path)
-    assert job.process.returncode == 2 and "error: 2 of 20 images looked at are no use" in job.output, (
+    assert job.process.returncode == 2 and "val.json: 2 of 20 images looked at are no use" in job.output, (
         job.output
     )
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -80,20 +81,25 @@ def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_pa
     assert "requests [30] are left out: each was with several generators when they died" in messages
 
 
-@pytest.mark.parametrize("part", ["planner", "synthesizer"])
-def test_what_can_never_be_built_is_told_once_and_never_restarted(tmp_path, cluster, part):
+def test_what_can_never_be_built_is_told_once_and_never_restarted(tmp_path, cluster):
     from mflight.synthesis.ray.service import RaySynthesisService
     from mflight.synthesis.ray.settings import RayGeneratorSettings
 
-    parts = {"planner": PLANNER, "synthesizer": SYNTHESIZER}
-    parts[part] = {**parts[part], "nonsense": 7}
     settings = RayGeneratorSettings(
-        pool_dir=tmp_path, **parts, address=cluster.address, num_generators=1, max_requests=4
+        pool_dir=tmp_path,
+        planner=PLANNER,
+        synthesizer={**SYNTHESIZER, "nonsense": 7},
+        address=cluster.address,
+        num_generators=1,
+        max_requests=4,
     )
     with RaySynthesisService(settings) as running:
         report, messages = poll_until(running, lambda report: report.is_over)
     (told,) = messages
     assert "nonsense" in told and "restart" not in told and report.total("accepted") == 0
+    settings = replace(settings, planner={**PLANNER, "nonsense": 7}, synthesizer=SYNTHESIZER)
+    with pytest.raises(ConnectionError, match="nonsense is refused: Unexpected keyword argument"):
+        RaySynthesisService(settings).start()
 
 
 def test_training_goes_on_without_a_killed_node_and_tells_of_it(jobs, cluster):

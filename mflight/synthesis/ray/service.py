@@ -1,6 +1,7 @@
 """Keeps Ray generators on any machines of a cluster alive beside a training run. No torch, no Ray in here."""
 
 import logging
+import re
 import time
 from dataclasses import replace
 
@@ -87,7 +88,7 @@ class RaySynthesisService:
     def _why_not_connected(self, pid: int) -> str:
         said = self._driver.status
         if said.pid == pid and said.message:
-            return said.message.partition(": ")[2]  # without the name of the error
+            return re.sub(r"^\w+Error: ", "", said.message)
         return (
             f"synthesis.service.address={self._settings.address}: no Ray cluster has answered there for "
             f"{self._settings.connect_timeout_s:g} s, see {self._spec.log_file}"
