@@ -106,7 +106,9 @@ class GeneratorLink(Restarts):
         except ray.exceptions.RayError as error:
             what = self._describe_loss(error)
             _, is_unfit, sentence = what.partition(f"{UnfitSettingsError.__name__}: ")
-            raise UnfitSettingsError(sentence) if is_unfit else GeneratorLostError(what) from error
+            if is_unfit:
+                raise UnfitSettingsError(sentence) from error
+            raise GeneratorLostError(what) from error
         return None
 
     def discard(self) -> None:

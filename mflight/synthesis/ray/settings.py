@@ -31,6 +31,7 @@ class RayGeneratorSettings(GeneratorSettings):
     on each machine, and its ``device: auto`` is the actor's GPU, else its CPU.
 
     Attributes:
+        devices: no choice; the process on this host that drives the actors needs none.
         address: ``host:port`` of the cluster's head, or ``"auto"`` for the cluster that this host belongs to.
         num_generators: actors; ``"auto"``: one for each GPU of the cluster, or for each node without any.
         use_home_gpus: Ray may place actors on the GPUs that this host offers it: those do not train.
