@@ -21,6 +21,7 @@ from mflight.training.compared_runs import CONFIG_FILE, RESULTS_FILE, differing_
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _CONSOLE_FILE, _COMMITS_FILE = "console.txt", "commits.txt"
+_LAST_RESULT = "per_class.csv"  # what a run writes before it is whole once this is there
 _STOP_S = 120.0
 _PR_SET_PDEATHSIG = 1
 
@@ -65,8 +66,8 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has left its results."""
-        return (self.folder / RESULTS_FILE).is_file()
+        """Whether it has left its results, all of them."""
+        return (self.folder / _LAST_RESULT).is_file()
 
     @property
     def has_checkpoint(self) -> bool:
@@ -116,7 +117,7 @@ class Run:
             log.replace(self.folder / f"csv_before_{number}.csv")
         return (*self.overrides, _assign("resume_from", self.folder))
 
-    def start(self, share: Share, *, pass_fds: Sequence[int] = ()) -> "TrainingProcess":
+    def start(self, share: Share, *, pass_fds: Sequence[int]) -> "TrainingProcess":
         """Start it or go on with it.
 
         Args:
@@ -148,7 +149,7 @@ class TrainingProcess:
     Args:
         overrides: of ``conf/train.yaml``.
         folder: the run folder.
-        share: of the machine; an empty one leaves it all.
+        share: of the machine; an empty part leaves it all.
         pass_fds: open files that the process is to hold as long as it lives.
     """
 
@@ -156,11 +157,10 @@ class TrainingProcess:
         self,
         overrides: Sequence[str],
         folder: Path,
-        share: Share | None = None,
+        share: Share,
         *,
-        pass_fds: Sequence[int] = (),
+        pass_fds: Sequence[int],
     ):
-        share = share or Share()
         self._console = folder / _CONSOLE_FILE
         self._started_at = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)

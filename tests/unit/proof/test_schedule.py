@@ -41,6 +41,7 @@ def test_each_run_has_its_cores_and_finished_ones_are_left_alone(tmp_path, lock)
     ]
     runs[3].folder.mkdir()
     (runs[3].folder / "results.json").write_text('{"old": 1}')
+    (runs[3].folder / "per_class.csv").touch()
     told = []
     run_all(runs, divide_machine(cores=CORES, gpus=[], jobs="auto"), told.append, lock=lock)
     assert f"with {CORES}" in (runs[0].folder / "console.txt").read_text()
@@ -108,6 +109,7 @@ def test_a_begun_run_goes_on_and_its_log_is_kept(tmp_path, lock):
     (run.folder / "csv" / "metrics.csv").write_text("step\n1\n")
     (run.folder / "checkpoints").mkdir()
     (run.folder / "checkpoints" / "last.ckpt").touch()
+    (run.folder / "results.json").write_text('{"steps":')  # killed while it wrote what it had found
     told = []
     run_all([run], divide_machine(cores=[0], gpus=[], jobs=1), told.append, lock=lock)
     assert told[0].startswith("a, seed 0: goes on")
