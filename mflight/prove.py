@@ -28,15 +28,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mflight.data.files import DATASET_KEYS, require_dataset
 from mflight.mistakes import Mistake, tells_mistakes
-from mflight.proof.answer import account_answer, answer
 from mflight.proof.arms import (
     SYNTHESIS,
     Arm,
     build_arms,
     equal_time_arm,
     equal_time_steps,
+    sets_key,
     training_overrides,
 )
+from mflight.proof.difference import account_answer, answer
 from mflight.proof.page import proof_to_html
 from mflight.proof.provenance import all_cores, hardware, visible_gpus
 from mflight.proof.record import build_record
@@ -109,14 +110,12 @@ class Proof:
         if self.cfg.synthesis.service is None:
             if not (Path(pool) / "pool.json").is_file():
                 raise FileNotFoundError(f"synthesis=replay needs a pool, paths.pool_dir={pool} holds none")
-        elif any(override.startswith("paths.pool_dir=") for override in self._overrides):
+        elif sets_key(self._overrides, "paths.pool_dir"):
             raise ValueError(
                 f"paths.pool_dir={pool} is for synthesis=replay: each run that draws has a pool of its own"
             )
-        if self.has_equal_time and not self.cfg.callbacks.get("timer"):
-            raise ValueError(
-                "accounts=equal_time needs callbacks.timer, which measures the training, got null"
-            )
+        if not self.cfg.callbacks.get("timer"):
+            raise ValueError("a proof needs callbacks.timer, which measures the training, got null")
 
     def _run(self, arm: Arm, seed: int) -> Run:
         overrides = (*arm.overrides, f"seed={seed}")

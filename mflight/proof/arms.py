@@ -170,6 +170,11 @@ def scale_steps(cfg: DictConfig, num_steps: int) -> list[str]:
     return overrides
 
 
+def sets_key(overrides: Sequence[str], key: str) -> bool:
+    """Tell whether one of the overrides sets a key, in whatever way Hydra's syntax has for it."""
+    return any(_key(override) == key for override in overrides)
+
+
 def _without_synthesis(overrides: Sequence[str]) -> list[str]:
     """Leave out what says where synthetic images come from: real images need none of it."""
     return [each for each in overrides if _key(each).replace("/", ".").split(".")[0] != "synthesis"]

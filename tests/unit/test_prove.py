@@ -16,20 +16,20 @@ def make_proof(folder, *overrides):
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("overrides", "sentence"),
     [
         ("seeds=3", r"seeds must be a list, such as seeds=\[0,1,2\], got 3"),
         ("seeds=[0,0]", r"seeds must be whole numbers, each once, got \[0, 0\]"),
         ("accounts=equal_real", r"accounts must be a list, .* got equal_real"),
         ("synthesis=replay", r"synthesis=replay needs a pool, paths.pool_dir=\./pool holds none"),
-        ("paths.pool_dir=mine", "paths.pool_dir=mine is for synthesis=replay"),
-        ("callbacks.timer=null", r"needs callbacks\.timer, .* got null"),
+        ("++paths.pool_dir=mine", "paths.pool_dir=mine is for synthesis=replay"),
+        ("callbacks.timer=null accounts=[equal_real]", r"needs callbacks\.timer, .* got null"),
         ("data=lvis_v1", "the dataset is not there: data.train_annotations="),
     ],
 )
-def test_mistakes_are_told_by_their_value(tmp_path, override, sentence):
+def test_mistakes_are_told_by_their_value(tmp_path, overrides, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        make_proof(tmp_path, override)
+        make_proof(tmp_path, *overrides.split())
     assert list(tmp_path.iterdir()) == []
 
 
