@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mflight.mistakes import tells_mistakes
 from mflight.training.compared_runs import Group, find_runs, group_runs
 
 FIGURES = ("AP", "APr", "APc", "APf")
@@ -125,21 +126,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
         arguments: of the command line; ``None`` takes those of the process.
-
-    Raises:
-        SystemExit: with the sentence of the error, if the command cannot do what it was asked.
     """
     args = parse_arguments(arguments)
     output = args.output or args.runs[0]
-    try:
-        groups, left_out = compare(args.runs, output, args.iou_type)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{error}") from None
+    groups, left_out = compare(args.runs, output, args.iou_type)
     console = Console(soft_wrap=True)
     console.print(comparison_table(groups, args.iou_type))
     for folder in left_out:

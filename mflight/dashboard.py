@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mflight.mistakes import Mistake, tells_mistakes
+
 AP_FIGURES = ("APr", "APc", "APf", "AP")
 LOSSES = ("total", "classifier", "box", "mask", "objectness", "proposal_box")
 SYNTHESIS_FIGURES = (
@@ -92,6 +94,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command: print the layout's sections, write or send it where that is asked for.
 
@@ -99,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command line; ``None`` takes those of the process.
 
     Raises:
-        SystemExit: with the sentence of the error, if the command cannot do what it was asked.
+        Mistake: if what lays out workspaces is not installed.
     """
     args = parse_arguments(arguments)
     try:
         workspace = build_workspace(entity=args.entity, project=args.project, name=args.name)
     except ModuleNotFoundError as error:
-        raise SystemExit(f"{error}: pip install 'mflight[dashboard]'") from None
+        raise Mistake(f"{error}: pip install 'mflight[dashboard]'") from None
     for section in workspace.sections:
         print(f"{section.name}: {len(section.panels)} panels")
     if args.output is not None:

@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mflight.compare import mean_and_spread
-from mflight.proof.answer import AGAINST, IOU_WORDS, account_answer, change
 from mflight.proof.arms import SYNTHESIS
+from mflight.proof.difference import AGAINST, IOU_WORDS, account_answer, change
 from mflight.proof.plots import (
     bar_track,
     curve_plot,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from mflight.proof.paired import Difference, direction
+from mflight.proof.difference import Difference, direction
 
 Curve = Sequence[tuple[int, float]]
 """Steps trained and the figure there."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mflight.proof.arms import ACCOUNTS, SYNTHESIS, machine_s
-from mflight.proof.paired import paired_difference, paired_differences
+from mflight.proof.difference import paired_difference, paired_differences
 from mflight.proof.runs import Run
 from mflight.synthesis.pool.folder import PoolReader
 

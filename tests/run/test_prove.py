@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mflight.functional.masks import rle_encode
-from mflight.proof.paired import paired_differences
+from mflight.proof.difference import paired_differences
 from mflight.synthesis.pool.folder import PoolSample, PoolWriter
 from tests.run.conftest import LIMIT_S
 from tests.run.test_gallery import CHROMIUM, QUIET, needs_chromium, sync_api

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from mflight.proof.paired import paired_difference
+from mflight.proof.difference import paired_difference
 from mflight.proof.plots import bar_track, curve_plot, interval_track, mean_curve, minus, scale_of, signed
 
 

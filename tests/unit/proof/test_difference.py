@@ -1,7 +1,54 @@
+"""Worked by hand: t(0.975, 1) = 12.7062, t(0.975, 2) = 4.30265 (any table of Student's t)."""
+
 import pytest
 
-from mflight.proof.answer import account_answer, answer, change
-from mflight.proof.paired import paired_difference
+from mflight.proof.difference import (
+    account_answer,
+    answer,
+    change,
+    direction,
+    half_width,
+    paired_difference,
+    paired_differences,
+)
+
+
+def test_three_seeds_by_hand():
+    # changes 1, 2, 3: mean 2, sd 1, half width 4.30265 / sqrt(3) = 2.48414
+    difference = paired_difference([10.0, 20.0, 30.0], [11.0, 22.0, 33.0])
+    assert (difference["mean"], difference["sd"]) == (2.0, 1.0)
+    assert half_width(difference) == pytest.approx(2.48414, abs=1e-5)
+    assert difference["low"] == pytest.approx(-0.48414, abs=1e-5)
+    assert direction(difference) == 0
+
+
+def test_pairing_takes_the_spread_between_seeds_away():
+    # the seeds lie 50 apart, the changes 0.2: sd 0.141421, half width 12.7062 * 0.1
+    difference = paired_difference([10.0, 60.0], [15.0, 65.2])
+    assert difference["sd"] == pytest.approx(0.141421, abs=1e-6)
+    assert half_width(difference) == pytest.approx(1.27062, abs=1e-5)
+    assert direction(difference) == 1
+    assert direction(paired_difference([15.0, 65.2], [10.0, 60.0])) == -1
+
+
+def test_one_seed_has_no_interval():
+    difference = paired_difference([40.0], [43.5])
+    assert difference == {"mean": 3.5, "sd": None, "low": None, "high": None}
+    assert half_width(difference) is None and direction(difference) is None
+
+
+def test_seeds_without_a_figure_are_left_out():
+    difference = paired_difference([None, 10.0, 20.0], [5.0, 12.0, 24.0])
+    assert (difference["mean"], difference["sd"]) == (3.0, pytest.approx(2.0**0.5))
+    assert paired_difference([None], [1.0])["mean"] is None
+
+
+def test_figures_are_paired_by_name_and_seeds_must_agree():
+    assert list(paired_differences({"segm/AP": [1.0], "segm/APr": [2.0]}, {"segm/APr": [5.0]})) == [
+        "segm/APr"
+    ]
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        paired_difference([1.0, 2.0], [1.0])
 
 
 def differences(**figures):
