@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from mflight.data.lvis import LVISDataset  # noqa: E402
 from mflight.data.transforms import EvalTransform  # noqa: E402
 from mflight.functional.masks import label_components, mask_to_box  # noqa: E402
-from mflight.minilvis.segmenter import Segmenter, train_segmenter  # noqa: E402
+from mflight.minilvis.judges import Segmenter, train_segmenter  # noqa: E402
 from mflight.synthesis.stream import PoolStream  # noqa: E402
 from mflight.training.pool_check import load_detector  # noqa: E402
 from mflight.training.run_folder import find_checkpoint, load_run_config  # noqa: E402

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mflight.functional.masks import mask_to_box, rle_encode
+from mflight.functional.masks import mask_to_annotation
 from mflight.minilvis.scene import Placement, draw_placement, draw_scene
 from mflight.minilvis.species import SPECIES
 from mflight.minilvis.textures import BACKGROUNDS
@@ -44,7 +44,7 @@ def draw_mosaics(count: int, seed: int) -> Iterator[PoolSample]:
             f"drawn-{index:04d}",
             scene.image,
             [
-                _annotation(species.category_id, region, mask)
+                {"category_id": species.category_id, "region": region, **mask_to_annotation(mask)}
                 for region, (species, mask) in enumerate(zip(chosen, scene.masks, strict=True))
             ],
             [
@@ -65,17 +65,6 @@ def draw_pool(folder: Path, count: int = 150, seed: int = 5) -> None:
 def _moved(placement: Placement, x: float, y: float) -> Placement:
     center_x, center_y = placement.center_xy
     return replace(placement, center_xy=(center_x + x, center_y + y))
-
-
-def _annotation(category_id: int, region: int, mask: np.ndarray) -> dict:
-    x1, y1, x2, y2 = mask_to_box(mask)
-    return {
-        "category_id": category_id,
-        "region": region,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": float(mask.sum()),
-        "segmentation": rle_encode(mask),
-    }
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/mask_quality.py [POOL] [--num-samples 64] [--judges FILE]
 
 Two judges that have only seen drawn MiniLVIS scenes, where masks and classes are exact: a segmenter tells
-objects from background (mflight.minilvis.segmenter), a classifier names one object (mflight.minilvis.judge).
+objects from background, a classifier names one object (mflight.minilvis.judges).
 --judges names a file to keep them in. Without POOL, the default generator draws --num-samples mosaics, and
 draws them once more without the bilateral solver: the same images, other masks.
 
@@ -31,9 +31,14 @@ from drawn_pool import draw_mosaics  # noqa: E402
 
 from mflight.evaluation.mask_quality import LabeledImage, compare_masks  # noqa: E402
 from mflight.functional.masks import mask_to_box, rle_decode  # noqa: E402
-from mflight.minilvis.judge import Judge, judge_classes, train_judge  # noqa: E402
+from mflight.minilvis.judges import (  # noqa: E402
+    Judge,
+    Segmenter,
+    judge_classes,
+    train_judge,
+    train_segmenter,
+)
 from mflight.minilvis.patch_codes import to_unit  # noqa: E402
-from mflight.minilvis.segmenter import Segmenter, train_segmenter  # noqa: E402
 from mflight.minilvis.species import SPECIES  # noqa: E402
 from mflight.synthesis.pool.folder import PoolReader  # noqa: E402
 from mflight.synthesis.pool.packing import PoolSample  # noqa: E402

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from drawn_pool import draw_mosaics  # noqa: E402
 from mask_quality import Judges, labeled, measure, read_pool  # noqa: E402
 
-from mflight.functional.masks import mask_to_box, rle_decode, rle_encode  # noqa: E402
+from mflight.functional.masks import mask_to_annotation, mask_to_box, rle_decode  # noqa: E402
 from mflight.synthesis.pool.folder import PoolWriter  # noqa: E402
 from mflight.synthesis.pool.packing import PoolSample  # noqa: E402
 
@@ -54,7 +54,7 @@ def remask(sample: PoolSample, judges: Judges) -> PoolSample:
     return replace(
         sample,
         annotations=[
-            with_mask(one, new if new.any() else old)
+            {**one, **mask_to_annotation(new if new.any() else old)}
             for one, old, new in zip(sample.annotations, masks, found, strict=True)
         ],
     )
@@ -78,18 +78,8 @@ def wear(sample: PoolSample, wanted_iou: float, draws: np.random.Generator) -> P
             if not step.any() or (step & mask).sum() / (step | mask).sum() < goal:
                 break
             new = step
-        worn.append(with_mask(one, new))
+        worn.append({**one, **mask_to_annotation(new)})
     return replace(sample, annotations=worn)
-
-
-def with_mask(annotation: dict, mask: np.ndarray) -> dict:
-    x1, y1, x2, y2 = (int(side) for side in mask_to_box(mask))
-    return {
-        **annotation,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": float(mask.sum()),
-        "segmentation": rle_encode(mask),
-    }
 
 
 def write(folder: Path, samples: Iterable[PoolSample]) -> int:

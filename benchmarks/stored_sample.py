@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from mflight.functional.masks import rle_encode
+from mflight.functional.masks import mask_to_annotation
 from mflight.synthesis.pool.packing import EncodedSample
 
 SIDE_PX, PICTURE_BYTES = 512, 118_000
@@ -35,10 +35,7 @@ def stored_sample():
         x, y = SIDE_PX // 2 * (slot % 2), SIDE_PX // 2 * (slot // 2)
         radius = (rows[:, None] - y - 128) ** 2 + (rows[None] - x - 128) ** 2
         mask = radius < (90 + 10 * np.sin(rows / 5)[:, None]) ** 2
-        top, left = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [int(left[0]), int(top[0]), len(left), len(top)]
-        known = {"category_id": slot + 1, "region": slot, "bbox": box, "area": float(mask.sum())}
-        annotations.append({**known, "segmentation": rle_encode(mask)})
+        annotations.append({"category_id": slot + 1, "region": slot, **mask_to_annotation(mask)})
         box = [x, y, x + SIDE_PX // 2, y + SIDE_PX // 2]
         regions.append({"category_id": slot + 1, "box": box, "rejected": None})
     return EncodedSample("none", stored_picture(), annotations, regions, {"request": {"noise_seed": 1}})

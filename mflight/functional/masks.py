@@ -202,6 +202,23 @@ def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def mask_to_annotation(mask: np.ndarray) -> dict[str, Any]:
+    """Describe a mask as an annotation of LVIS does.
+
+    Args:
+        mask: ``bool[H, W]`` with at least one pixel of object.
+
+    Returns:
+        ``bbox`` (left, top, width, height in px), ``area`` and ``segmentation``.
+
+    Example:
+        >>> mask_to_annotation(np.eye(2, dtype=bool))
+        {'bbox': [0, 0, 2, 2], 'area': 2.0, 'segmentation': {'size': [2, 2], 'counts': '0120'}}
+    """
+    x1, y1, x2, y2 = mask_to_box(mask)
+    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(mask.sum()), "segmentation": rle_encode(mask)}
+
+
 def mask_areas(masks: np.ndarray) -> np.ndarray:
     """Return ``int64[N]``: the area of each mask in px.
 

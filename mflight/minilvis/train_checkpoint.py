@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 from mflight.minilvis.autoencoder import build_autoencoder, measure_psnr, train_decoder, train_encoder
 from mflight.minilvis.captions import spoken, train_tokenizer
-from mflight.minilvis.judge import accuracy_by_class, judge_classes, train_judge
+from mflight.minilvis.judges import accuracy_by_class, judge_classes, train_judge
 from mflight.minilvis.patch_codes import to_unit
 from mflight.minilvis.species import SPECIES
 from mflight.minilvis.text_to_image import build_scheduler

@@ -16,7 +16,7 @@ from mflight.diffusion.attention import AttentionSettings
 from mflight.diffusion.mosaic import Canvas, DenoisedCanvas, denoise_mosaic
 from mflight.diffusion.pipeline import LatentDiffusion, NotFiniteError
 from mflight.diffusion.tokens import LostNameError
-from mflight.functional.masks import mask_to_box, rle_encode
+from mflight.functional.masks import mask_to_annotation
 from mflight.synthesis.filters import FilteredCanvas, FilteredRegion, RegionFilter, RejectionRule
 from mflight.synthesis.labeler import AttentionLabeler
 from mflight.synthesis.pool.folder import PoolSample
@@ -273,21 +273,11 @@ def _describe_regions(request: MosaicRequest, verdict: FilteredCanvas) -> list[d
 
 
 def _annotate(request: MosaicRequest, verdict: FilteredCanvas) -> list[dict[str, Any]]:
-    annotations = []
-    for index, (category_id, region) in enumerate(zip(request.category_ids, verdict.regions, strict=True)):
-        if region.mask is None:
-            continue
-        x1, y1, x2, y2 = mask_to_box(region.mask)
-        annotations.append(
-            {
-                "category_id": category_id,
-                "region": index,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": float(region.mask.sum()),
-                "segmentation": rle_encode(region.mask),
-            }
-        )
-    return annotations
+    return [
+        {"category_id": category_id, "region": index, **mask_to_annotation(region.mask)}
+        for index, (category_id, region) in enumerate(zip(request.category_ids, verdict.regions, strict=True))
+        if region.mask is not None
+    ]
 
 
 def _mflight_version() -> str:
