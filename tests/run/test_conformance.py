@@ -1,7 +1,6 @@
 """The published program's outputs, where present: ``$MFLIGHT_REFERENCE``, else ../shared/reference."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import pytest
 import torch
 
 from tests import conformance
+from tests.reference import REFERENCE
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = Path(os.environ.get("MFLIGHT_REFERENCE", ROOT.parent / "shared" / "reference"))
 CASES = sorted(path.stem for path in REFERENCE.glob("case*.json"))
 SOLVER_CASES = sorted(path.stem for path in REFERENCE.glob("bilateral*.npz"))
 FIGURES = {

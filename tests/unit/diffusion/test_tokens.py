@@ -1,6 +1,4 @@
 import json
-import os
-from pathlib import Path
 
 import pytest
 from transformers import CLIPTokenizerFast
@@ -9,8 +7,8 @@ from mflight.data.categories import Category
 from mflight.diffusion.tokens import tokenize_plain, tokenize_prompt
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import Prompt
+from tests.reference import REFERENCE
 
-REFERENCE = Path(os.environ.get("MFLIGHT_REFERENCE", Path(__file__).parents[4] / "shared" / "reference"))
 CATEGORIES = REFERENCE / "lvis_v1_categories.json"
 has_categories = pytest.mark.skipif(
     not CATEGORIES.is_file(), reason="the LVIS categories of MFLIGHT_REFERENCE are absent"

@@ -1,15 +1,10 @@
 """Heat maps and thresholds: Pillow and Otsu's definition as references, hand-made maps, published outputs."""
 
-import doctest
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mflight.functional import attention
 from mflight.functional.attention import (
     attention_to_heat_map,
     attention_to_heat_maps,
@@ -17,9 +12,7 @@ from mflight.functional.attention import (
     otsu_threshold,
     resize_bicubic_8bit,
 )
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-REFERENCE = Path(os.environ.get("MFLIGHT_REFERENCE", REPOSITORY.parent / "shared" / "reference"))
+from tests.reference import REFERENCE
 
 
 def published_heat_map(maps: list[torch.Tensor], region_hw: tuple[int, int]) -> np.ndarray:
@@ -30,10 +23,6 @@ def published_heat_map(maps: list[torch.Tensor], region_hw: tuple[int, int]) -> 
         resized.append(np.asarray(gray.resize(region_hw[::-1], Image.Resampling.BICUBIC)) / np.float32(255))
     mean = np.mean(resized, axis=0)
     return (mean / mean.max() * 255).astype(np.uint8)
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(attention).failed == 0
 
 
 @pytest.mark.parametrize(

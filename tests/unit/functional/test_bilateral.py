@@ -1,17 +1,11 @@
 """The bilateral solver: the published outputs, its equations on a small grid, degenerate masks."""
 
-import doctest
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from mflight.functional import bilateral
 from mflight.functional.bilateral import BilateralGrid, BilateralSettings, refine_mask
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-REFERENCE = Path(os.environ.get("MFLIGHT_REFERENCE", REPOSITORY.parent / "shared" / "reference"))
+from tests.reference import REFERENCE
 
 
 def colour_disc(size_hw=(60, 80), noise=6.0, seed=0) -> tuple[np.ndarray, np.ndarray]:
@@ -25,10 +19,6 @@ def colour_disc(size_hw=(60, 80), noise=6.0, seed=0) -> tuple[np.ndarray, np.nda
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:
     return (first & second).sum() / (first | second).sum()
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(bilateral).failed == 0
 
 
 @pytest.mark.parametrize("case", sorted(REFERENCE.glob("bilateral*.npz")), ids=lambda path: path.stem)

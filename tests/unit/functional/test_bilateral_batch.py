@@ -1,19 +1,13 @@
 """The batched solver gives what the CPU one gives, region by region, for sizes and masks of any kind."""
 
-import doctest
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from mflight.functional import bilateral_batch
 from mflight.functional.bilateral import BilateralSettings, refine_mask
 from mflight.functional.bilateral_batch import refine_masks
+from tests.reference import REFERENCE
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-REFERENCE = Path(os.environ.get("MFLIGHT_REFERENCE", REPOSITORY.parent / "shared" / "reference"))
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])]
 
@@ -36,10 +30,6 @@ def assert_equal_to_single(regions: list, settings: BilateralSettings, device: s
         expected, expected_softs = refine_mask(image, mask, 2, settings)
         np.testing.assert_array_equal(ours.cpu().numpy(), expected)
         np.testing.assert_allclose(soft.cpu().numpy(), expected_softs, atol=1e-7)
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(bilateral_batch).failed == 0
 
 
 @pytest.mark.parametrize("device", DEVICES)

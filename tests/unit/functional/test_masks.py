@@ -1,13 +1,11 @@
 """Masks: round trips through run-length codes, hand-made components, polygons, boxes."""
 
-import doctest
 import json
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mflight.functional import masks as mask_functions
 from mflight.functional.masks import (
     label_components,
     mask_areas,
@@ -20,10 +18,6 @@ from mflight.functional.masks import (
     rle_to_box,
     segmentation_to_mask,
 )
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(mask_functions).failed == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
