@@ -1,14 +1,12 @@
-import multiprocessing
-
 import pytest
 import torch
-import torch.distributed as dist
 
 from mflight.data.categories import Categories, Category
 from mflight.detection.backbones import MiniFPN
 from mflight.detection.loss_weights import LOSS_NAMES, SyntheticLosses, weigh_rows
 from mflight.detection.losses import EQLv2Loss, FederatedLoss, SeesawLoss, SoftmaxLoss
 from mflight.detection.mask_rcnn import build_mask_rcnn
+from tests.unit.two_ranks import on_two_ranks
 
 CLASSES = Categories([Category(number, str(number), image_count=10 * number) for number in (1, 2, 3)])
 CLASSIFICATION_LOSSES = {
@@ -123,10 +121,8 @@ def test_an_unknown_loss_is_refused():
         build(losses=("objectness",))
 
 
-def train_on_rank(rank, folder, queue):
+def train_on_rank(rank):
     """Rank 0 sees a real image, rank 1 a synthetic one that only the masks are learnt from."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = build(losses=("masks",))
     ddp = torch.nn.parallel.DistributedDataParallel(model)  # unused parameters would end the second step
     image = torch.rand(3, 64, 64)
@@ -138,21 +134,10 @@ def train_on_rank(rank, folder, queue):
     torch.manual_seed(0)
     sum(alone([image], [target(is_synthetic=rank == 1)]).values()).backward()
     weights = [one.roi_heads.box_predictor.cls_score.weight.grad for one in (model, alone)]
-    queue.put((rank, [weight.abs().sum().item() for weight in weights]))
-    dist.destroy_process_group()
+    return [weight.abs().sum().item() for weight in weights]
 
 
 def test_ranks_that_learn_from_nothing_keep_step_with_the_others(tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    ranks = [context.Process(target=train_on_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    (real, real_alone), (synthetic, synthetic_alone) = (
-        values for _, values in sorted(queue.get(timeout=120) for _ in ranks)
-    )
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    (real, real_alone), (synthetic, synthetic_alone) = on_two_ranks(train_on_rank, tmp_path)
     assert synthetic_alone == 0 and real_alone > 0
     assert real == synthetic == pytest.approx(real_alone / 2)  # the mean over the ranks

@@ -1,13 +1,12 @@
 import math
-import multiprocessing
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from mflight.data.categories import Categories, Category
 from mflight.detection.losses import EQLv2Loss, FederatedLoss, SeesawLoss, SoftmaxLoss
 from tests.unit.detection.test_mask_rcnn import LOSSES, SIDE, build_tiny, draw_shapes
+from tests.unit.two_ranks import on_two_ranks
 
 LN2 = math.log(2)
 CATEGORIES = Categories([Category(number, f"c{number}", image_count=4**number) for number in (1, 2, 3)])
@@ -161,30 +160,19 @@ def test_a_loss_for_other_classes_is_refused():
 RANK_LABELS = ([1, 0, 2], [])  # the second rank has nothing to learn from
 
 
-def count_on_rank(rank, folder, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def count_on_rank(rank):
     labels = torch.tensor(RANK_LABELS[rank], dtype=torch.int64)
     seesaw, eqlv2 = SeesawLoss(num_classes=2), EQLv2Loss(num_classes=2)
     for _ in range(2):
         seesaw(torch.zeros(len(labels), 4), labels)
         eqlv2(torch.zeros(len(labels), 3), labels)
-    queue.put([values.tolist() for loss in (seesaw, eqlv2) for values in loss.state_dict().values()])
-    dist.destroy_process_group()
+    return [values.tolist() for loss in (seesaw, eqlv2) for values in loss.state_dict().values()]
 
 
 def test_two_ranks_count_together(tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    ranks = [context.Process(target=count_on_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = [queue.get(timeout=60) for _ in ranks]
-    for process in ranks:
-        process.join()
+    first, second = on_two_ranks(count_on_rank, tmp_path)
     alone = EQLv2Loss(num_classes=2)
     for _ in range(2):
         alone(torch.zeros(3, 3), torch.tensor(RANK_LABELS[0]))
-    assert found[0] == found[1]
-    assert found[0][0] == [2, 2]
-    assert found[0][1:] == [alone.positive_sums.tolist(), alone.negative_sums.tolist()]
+    assert first == second
+    assert first == [[2, 2], alone.positive_sums.tolist(), alone.negative_sums.tolist()]
