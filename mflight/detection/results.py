@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from mflight.data.categories import Categories
 from mflight.functional.masks import RLE
 
 
@@ -59,37 +57,6 @@ def predictions_to_rle(
             known[key] = _paste_to_rle(mask, box.tolist(), size_hw, threshold)
         results[index] = known[key]
     return results
-
-
-def predictions_to_lvis(
-    prediction: Mapping[str, Tensor], size_hw: tuple[int, int], image_id: int, categories: Categories
-) -> list[dict[str, Any]]:
-    """Return the detections of one image as entries of an LVIS results file.
-
-    Args:
-        prediction: ``boxes``, ``labels``, ``scores`` and ``roi_masks`` of one image, as the model gives them.
-        size_hw: ``(H, W)`` of the image, in pixels.
-        image_id: its id in the annotation file.
-        categories: turn labels into ``category_id``.
-
-    Returns:
-        One dictionary a detection: ``image_id``, ``category_id``, ``bbox`` ([x, y, w, h] px), ``score`` and
-        ``segmentation`` (compressed RLE).
-    """
-    boxes_xywh = prediction["boxes"].detach().float().cpu().clone()
-    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
-    rles = predictions_to_rle(prediction, size_hw)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": categories.category_id_of(label),
-            "bbox": box,
-            "score": score,
-            "segmentation": rle,
-        }
-        for label, box, score, rle in zip(labels, boxes_xywh.tolist(), scores, rles, strict=True)
-    ]
 
 
 def _paste_to_rle(mask: np.ndarray, box: Sequence[float], size_hw: tuple[int, int], threshold: float) -> RLE:

@@ -3,8 +3,7 @@
 A mask is ``bool`` or ``uint8[H, W]``; an array of other than two axes is a ValueError that names its shape.
 """
 
-from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -124,56 +123,6 @@ def rle_to_box(rle: RLE) -> tuple[int, int, int, int]:
     return x, y, x + width, y + height
 
 
-def polygons_to_mask(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> np.ndarray:
-    """Draw the polygons of one instance as COCO draws them; parts that overlap are united, never cut out.
-
-    Args:
-        polygons: one flat list ``x, y, x, y, ...`` in px for each part, at least 3 points long.
-        size_hw: ``(H, W)`` of the image in px.
-
-    Returns:
-        ``bool[H, W]``.
-
-    Raises:
-        ValueError: if a polygon has less than 3 points or an odd count of numbers.
-
-    Example:
-        >>> int(polygons_to_mask([[1, 1, 5, 1, 5, 4, 1, 4]], size_hw=(8, 8)).sum())
-        12
-    """
-    for index, polygon in enumerate(polygons):
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                f"a polygon needs at least 3 (x, y) points, polygon {index} has {len(polygon)} numbers"
-            )
-    if not polygons:
-        return np.zeros(size_hw, dtype=bool)
-    parts = coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size_hw)
-    return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
-
-
-def segmentation_to_mask(
-    segmentation: RLE | Sequence[Sequence[float]], size_hw: tuple[int, int]
-) -> np.ndarray:
-    """Return ``bool[H, W]``: an LVIS ``segmentation`` of either form, polygons or run-length code.
-
-    Args:
-        segmentation: the field of an LVIS annotation.
-        size_hw: ``(H, W)`` of its image in px; a run-length code must agree with it.
-
-    Returns:
-        The mask at the size of the image.
-
-    Raises:
-        ValueError: if the code's own size is another, or a polygon is too short.
-    """
-    if not isinstance(segmentation, dict):
-        return polygons_to_mask(segmentation, size_hw)
-    if tuple(segmentation["size"]) != tuple(size_hw):
-        raise ValueError(
-            f"the run-length code is of size {segmentation['size']}, its image of {list(size_hw)}"
-        )
-    return rle_decode(segmentation)
 
 
 def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:

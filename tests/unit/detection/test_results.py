@@ -4,8 +4,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
-from mflight.data.categories import Categories, Category
-from mflight.detection.results import predictions_to_lvis, predictions_to_rle
+from mflight.detection.results import predictions_to_rle
 
 
 def decode(rles):
@@ -66,19 +65,6 @@ def test_only_the_masks_that_are_needed_are_made():
 def test_no_detections_give_no_masks():
     nothing = {"boxes": torch.zeros(0, 4), "roi_masks": torch.zeros(0, 1, 28, 28)}
     assert predictions_to_rle(nothing, (10, 12)) == []
-
-
-def test_lvis_results_hold_ids_and_corner_and_size():
-    categories = Categories([Category(4, "cup"), Category(9, "tray")])
-    prediction = {
-        "boxes": torch.tensor([[2.0, 1.0, 8.0, 5.0]]),
-        "labels": torch.tensor([2]),
-        "scores": torch.tensor([0.25]),
-        "roi_masks": torch.ones(1, 1, 28, 28),
-    }
-    (entry,) = predictions_to_lvis(prediction, (10, 12), image_id=77, categories=categories)
-    assert (entry["image_id"], entry["category_id"], entry["score"]) == (77, 9, 0.25)
-    assert entry["bbox"] == [2.0, 1.0, 6.0, 4.0] and entry["segmentation"]["size"] == [10, 12]
 
 
 def test_faulty_input_is_refused():

@@ -10,13 +10,11 @@ from mflight.functional.masks import (
     label_components,
     mask_areas,
     mask_to_box,
-    polygons_to_mask,
     resize_mask,
     rle_decode,
     rle_decode_box,
     rle_encode,
     rle_to_box,
-    segmentation_to_mask,
 )
 
 
@@ -36,20 +34,6 @@ def test_every_value_but_zero_is_object():
 def test_plain_runs_are_read_in_column_order():
     mask = rle_decode({"size": [2, 3], "counts": [1, 2, 3]})
     assert mask.tolist() == [[False, True, False], [True, False, False]]
-
-
-def test_overlapping_polygon_parts_are_united():
-    left, right = [0, 0, 4, 0, 4, 4, 0, 4], [2, 0, 6, 0, 6, 4, 2, 4]
-    mask = polygons_to_mask([left, right], size_hw=(4, 8))
-    np.testing.assert_array_equal(mask, np.arange(8)[None, :].repeat(4, axis=0) < 6)
-    assert not polygons_to_mask([], size_hw=(4, 8)).any()
-
-
-def test_both_forms_of_a_segmentation_agree():
-    polygon = [1, 1, 7, 2, 4, 6]
-    mask = polygons_to_mask([polygon], size_hw=(8, 9))
-    np.testing.assert_array_equal(segmentation_to_mask([polygon], (8, 9)), mask)
-    np.testing.assert_array_equal(segmentation_to_mask(rle_encode(mask), (8, 9)), mask)
 
 
 def test_the_box_holds_the_mask_and_nothing_more():
@@ -82,10 +66,6 @@ def test_errors_name_the_value():
         rle_encode(np.zeros((1, 2, 3), dtype=bool))
     with pytest.raises(ValueError, match=r"empty mask of shape \(4, 5\) has no box"):
         mask_to_box(np.zeros((4, 5), dtype=bool))
-    with pytest.raises(ValueError, match="polygon 1 has 4 numbers"):
-        polygons_to_mask([[0, 0, 1, 0, 1, 1], [0, 0, 1, 1]], size_hw=(4, 4))
-    with pytest.raises(ValueError, match=r"of size \[4, 4\], its image of \[4, 5\]"):
-        segmentation_to_mask(rle_encode(np.zeros((4, 4), dtype=bool)), (4, 5))
 
 
 def test_areas_of_masks_by_hand():
