@@ -63,6 +63,22 @@ def test_canvas_does_not_depend_on_its_batch(tiny_checkpoint, scheduler):
         assert_same(alone, expected)
 
 
+def test_the_attention_to_a_name_is_the_mean_over_its_tokens(tiny_pipeline):
+    text, found = TEXTS[3], {}
+    for name in ("sea", "horse", "sea horse"):
+        prompt = Prompt(text, (text.index(name), text.index(name) + len(name)))
+        one = canvas(1, num_regions=1, prompts=(prompt,))
+        (found[name],) = denoise_mosaic(tiny_pipeline, [one], num_inference_steps=2)
+    parts = [found[name] for name in ("sea", "horse")]
+    first, second = (len(part.attended_tokens[0]) for part in parts)
+    assert len(found["sea horse"].attended_tokens[0]) == first + second
+    for ours, *of_parts in zip(
+        *(each.attention_maps[0] for each in (found["sea horse"], *parts)), strict=True
+    ):
+        expected = (first * of_parts[0] + second * of_parts[1]) / (first + second)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def stock(tiny_checkpoint):
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_checkpoint, safety_checker=None)
