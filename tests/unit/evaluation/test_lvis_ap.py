@@ -258,6 +258,28 @@ def test_hand_worked_case():
     assert [(row["num_images"], row["image_count"]) for row in rows] == [(1, None), (0, 40), (0, None)]
 
 
+def test_of_two_instances_that_overlap_alike_the_later_one_is_taken():
+    """The first detection has an IoU of 0.6 with both; the second one lies on the first instance alone."""
+    ground_truth = tiny_ground_truth()
+    for annotation, x in zip(ground_truth["annotations"], (0, 20), strict=True):
+        annotation["bbox"] = [x, 0, 40, 40]
+    results = [
+        {"image_id": 3, "category_id": 5, "score": score, "bbox": [x, 0, 40, 40]}
+        for score, x in ((0.9, 10), (0.8, 0))
+    ]
+    figures = score_results(ground_truth=ground_truth, results=results).compute()["bbox"]
+    assert figures["AP50"] == pytest.approx(100.0)
+
+
+def test_an_instance_at_the_bound_of_two_sizes_counts_in_both():
+    ground_truth = tiny_ground_truth()
+    for annotation in ground_truth["annotations"]:
+        annotation |= {"bbox": [0, 0, 32, 32], "area": 1024.0}
+    results = [{"image_id": 3, "category_id": 5, "score": 0.9, "bbox": [0, 0, 32, 32]}]
+    figures = score_results(ground_truth=ground_truth, results=results).compute()["bbox"]
+    assert figures["APs"] == figures["APm"] > 0 and figures["APl"] == -1.0
+
+
 def test_not_exhaustive_class_forgives_the_wrong_detection():
     ground_truth = tiny_ground_truth()
     ground_truth["images"][0]["not_exhaustive_category_ids"] = [5]
