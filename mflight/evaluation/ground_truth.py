@@ -19,14 +19,19 @@ from mflight.data.annotation_format import (
 )
 from mflight.data.categories import FREQUENCY_OF_LETTER, Category, clean_entries, frequency_of, name_conflict
 from mflight.data.findings import Faults
-from mflight.evaluation.annotated_instances import AnnotatedInstances, cells_of
+from mflight.evaluation.annotated_instances import (
+    AnnotatedInstances,
+    cells_of,
+    instances_of_chunk,
+    join_by_cell,
+)
 
 _MAX_WITHOUT_OUTLINE = 0.1  # share of the instances
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class GroundTruth:
+@dataclass(frozen=True, kw_only=True)
+class GroundTruth(AnnotatedInstances):
     """What the evaluator needs of an LVIS annotation file.
 
     A *cell* is one (image, category) pair; its key is ``image_index * C + category_index``, where both
@@ -46,14 +51,6 @@ class GroundTruth:
         frequencies: ``C`` of "rare", "common", "frequent", or "" where the file does not tell.
         image_counts: ``C`` times the file's ``image_count`` (LVIS: of the training images), None where it
             does not tell.
-        cells: ``int64[G]`` ascending cell keys.
-        ids: ``int64[G]`` annotation ids.
-        boxes_xywh: ``float64[G, 4]`` in pixels.
-        areas_px: ``float64[G]`` the file's area, in square pixels; where the file tells none the outline's,
-            or the box's.
-        is_ignored: ``bool[G]`` the file's ``ignore`` flag, and crowds.
-        is_crowd: ``bool[G]`` the file's ``iscrowd`` flag: a region of many objects, as COCO has them.
-        segmentations: ``G`` polygons, RLE dictionaries or their JSON text; None where nothing is outlined.
         judged_cells: ``int64[K]`` ascending keys of the cells in which detections count: those that hold
             an instance, those the image lists as negative, and all of an image without
             ``neg_category_ids``, which is taken as annotated exhaustively, as COCO is. None: every cell.
@@ -66,13 +63,6 @@ class GroundTruth:
     names: tuple[str, ...]
     frequencies: tuple[str, ...]
     image_counts: tuple[int | None, ...]
-    cells: np.ndarray
-    ids: np.ndarray
-    boxes_xywh: np.ndarray
-    areas_px: np.ndarray
-    is_ignored: np.ndarray
-    is_crowd: np.ndarray
-    segmentations: list[Any]
     judged_cells: np.ndarray | None
     open_cells: np.ndarray
 
@@ -108,12 +98,11 @@ class GroundTruth:
         parts, position = [], 0
         for chunk in ChunkReader(images, index_of_id, faults).read(annotations):
             entries = sections.annotations[position : position + len(chunk.entries)]
-            parts.append(AnnotatedInstances.of_chunk(chunk, entries, len(categories), is_coco, faults))
+            parts.append(instances_of_chunk(chunk, entries, len(categories), is_coco, faults))
             position += len(entries)
-        found = AnnotatedInstances.join(parts, num_left_out=position - sum(len(part.cells) for part in parts))
-        if found.num_left_out:
-            _log.warning("%s: %d annotations without an area are left out", faults.place, found.num_left_out)
-        order = np.argsort(found.cells, kind="stable")
+        found = join_by_cell(parts)
+        if num_left_out := position - len(found.cells):
+            _log.warning("%s: %d annotations without an area are left out", faults.place, num_left_out)
         category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
         sizes_hw = [(image.height, image.width) for image in images]
         return cls(
@@ -123,14 +112,8 @@ class GroundTruth:
             names=tuple(category["name"] for category in categories),
             frequencies=tuple(_frequency_of(category) for category in categories),
             image_counts=tuple(category.get("image_count") for category in categories),
-            cells=found.cells[order],
-            ids=found.ids[order],
-            boxes_xywh=found.boxes_xywh[order],
-            areas_px=found.areas_px[order],
-            is_ignored=found.is_ignored[order],
-            is_crowd=found.is_crowd[order],
-            segmentations=[found.segmentations[index] for index in order],
-            judged_cells=_judged_cells(images, category_ids, found.cells[order]),
+            **vars(found),
+            judged_cells=_judged_cells(images, category_ids, found.cells),
             open_cells=_listed_cells(
                 [image.not_exhaustive_category_ids or () for image in images], category_ids
             ),
