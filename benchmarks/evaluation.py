@@ -125,7 +125,7 @@ def make_detections(draws, image, annotations, weights, bank):
 
 def run_ours(folder, num_workers, answer):
     from mflight.evaluation.ground_truth import GroundTruth
-    from mflight.evaluation.scoring import score_results
+    from mflight.evaluation.results import score_results
 
     results = msgspec.json.decode((folder / "results.json").read_bytes())
     before_gb = reset_peak_gb()

@@ -31,6 +31,7 @@ from drawn_pool import draw_mosaics  # noqa: E402
 
 from mflight.evaluation.mask_quality import LabeledImage, compare_masks  # noqa: E402
 from mflight.functional.masks import mask_to_box, rle_decode  # noqa: E402
+from mflight.minilvis.autoencoder import to_unit  # noqa: E402
 from mflight.minilvis.judges import (  # noqa: E402
     Judge,
     Segmenter,
@@ -38,7 +39,6 @@ from mflight.minilvis.judges import (  # noqa: E402
     train_judge,
     train_segmenter,
 )
-from mflight.minilvis.patch_codes import to_unit  # noqa: E402
 from mflight.minilvis.species import SPECIES  # noqa: E402
 from mflight.synthesis.pool.folder import PoolReader  # noqa: E402
 from mflight.synthesis.pool.packing import PoolSample  # noqa: E402

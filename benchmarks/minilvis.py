@@ -25,9 +25,8 @@ from hydra import compose, initialize_config_dir
 
 from mflight.compare import FIGURES, mean_and_spread
 from mflight.proof.arms import equal_time_steps
-from mflight.proof.provenance import all_cores, commit, hardware, visible_gpus
-from mflight.proof.runs import Run
-from mflight.proof.schedule import RunFailedError, divide_machine, run_all
+from mflight.proof.runs import Run, commit
+from mflight.proof.schedule import RunFailedError, all_cores, divide_machine, hardware, run_all, visible_gpus
 from mflight.training.compared_runs import settings_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mflight.data.categories import Categories, Category
 from mflight.diffusion.attention import AttentionRecorder, AttentionSettings
+from mflight.diffusion.parts import choose_dtype
 from mflight.diffusion.pipeline import load_pipeline
-from mflight.diffusion.precision import choose_dtype
 from mflight.minilvis.checkpoint import checkpoint_folder
 from mflight.minilvis.species import SPECIES
 from mflight.synthesis.worker import fill_device

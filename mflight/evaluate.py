@@ -61,7 +61,7 @@ def evaluate(
     Raises:
         FileNotFoundError: if an input file or the folder of an output does not exist.
     """
-    from mflight.evaluation.scoring import score_results
+    from mflight.evaluation.results import score_results
 
     inputs = {"annotations": annotations, "predictions": predictions, "train_annotations": train_annotations}
     for key, path in inputs.items():

@@ -39,10 +39,9 @@ from mflight.proof.arms import (
 )
 from mflight.proof.difference import account_answer, answer
 from mflight.proof.page import proof_to_html
-from mflight.proof.provenance import all_cores, hardware, visible_gpus
 from mflight.proof.record import build_record
 from mflight.proof.runs import Run
-from mflight.proof.schedule import RunFailedError, divide_machine, run_all
+from mflight.proof.schedule import RunFailedError, all_cores, divide_machine, hardware, run_all, visible_gpus
 from mflight.training.compared_runs import settings_of
 
 RECORD_FILE, PAGE_FILE, _LOCK_FILE = "proof.json", "proof.html", ".lock"

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from mflight.diffusion.checkpoint import Checkpoint, build_scheduler, find_checkpoint
 from mflight.diffusion.compilation import compile_blocks
 from mflight.diffusion.conditioning import TextConditioner
-from mflight.diffusion.precision import choose_dtype
+from mflight.diffusion.parts import choose_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def load_pipeline(
     Args:
         checkpoint: a folder in diffusers' format, or a hub id such as ``CompVis/stable-diffusion-v1-4``.
         dtype: precision of the weights, or its name (``"bfloat16"``); ``"auto"`` is bfloat16 where the device
-            has units for it, see ``mflight.diffusion.precision``. SDXL's VAE stays in float32 where this is
+            has units for it, see ``mflight.diffusion.parts``. SDXL's VAE stays in float32 where this is
             float16 and the checkpoint says ``force_upcast``: it would overflow.
         device: where the model runs; ``"meta"`` looks at the checkpoint and builds it without weights.
         scheduler: class name of a diffusers scheduler, built from the configuration of the checkpoint's own;

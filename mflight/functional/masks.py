@@ -1,4 +1,4 @@
-"""Binary instance masks: run-length coding, polygons, boxes, connected components. Pure numpy functions.
+"""Binary instance masks: run-length coding, boxes, connected components. Pure numpy functions.
 
 A mask is ``bool`` or ``uint8[H, W]``; an array of other than two axes is a ValueError that names its shape.
 """

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mflight.functional.masks import label_components
-from mflight.minilvis.patch_codes import to_unit
+from mflight.minilvis.autoencoder import to_unit
 from mflight.minilvis.scene import draw_placement, draw_scene
 from mflight.minilvis.species import SPECIES
 from mflight.minilvis.textures import BACKGROUNDS

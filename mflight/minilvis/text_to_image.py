@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from mflight.minilvis.autoencoder import NUM_CHANNELS, STRIDE_PX, encode_patches, to_unit
 from mflight.minilvis.captions import MAX_LENGTH, Caption
-from mflight.minilvis.patch_codes import NUM_CHANNELS, STRIDE_PX, encode_patches, to_unit
 from mflight.minilvis.training_scenes import draw_captioned_scene, draw_size
 
 MAX_OBJECTS = 2

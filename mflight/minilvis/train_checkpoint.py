@@ -12,10 +12,15 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from mflight.minilvis.autoencoder import build_autoencoder, measure_psnr, train_decoder, train_encoder
+from mflight.minilvis.autoencoder import (
+    build_autoencoder,
+    measure_psnr,
+    to_unit,
+    train_decoder,
+    train_encoder,
+)
 from mflight.minilvis.captions import spoken, train_tokenizer
 from mflight.minilvis.judges import accuracy_by_class, judge_classes, train_judge
-from mflight.minilvis.patch_codes import to_unit
 from mflight.minilvis.species import SPECIES
 from mflight.minilvis.text_to_image import build_scheduler
 from mflight.minilvis.text_to_image_training import TextToImageTrainer

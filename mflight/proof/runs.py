@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mflight.proof.provenance import commit
 from mflight.synthesis.process_start import environment
 from mflight.training.compared_runs import CONFIG_FILE, RESULTS_FILE, differing_settings, read_settings
 
@@ -207,6 +207,20 @@ class TrainingProcess:
         """Return the last lines that it has printed."""
         lines = self._console.read_text(errors="replace").replace("\r", "\n").splitlines()
         return "\n".join([line for line in lines if line.strip()][-count:])
+
+
+def commit() -> str:
+    """Return the commit of this checkout, marked where files differ from it, else the package's version."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed, perhaps below somebody's own repository
+        return version("mflight")
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    return told.stdout.strip() if told.returncode == 0 else version("mflight")
 
 
 def _assign(key: str, path: Path) -> str:

@@ -1,11 +1,15 @@
 """Trainings side by side on one machine: who runs where, and what a person is told meanwhile."""
 
+import os
+import platform
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mflight.proof.runs import Run, Share, TrainingProcess
-from mflight.training.machine_share import share_of
+from mflight.training.machine_share import all_gpus, share_of
 
 _POLL_S = 0.5
 _TOLD = ("AP", "APr", "APc", "APf")
@@ -34,6 +38,47 @@ class _Busy:
     place: Place
     share: Share
     process: TrainingProcess = field(repr=False)
+
+
+def all_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return all_gpus() if named is None else [each for each in named.split(",") if each]
+
+
+def hardware() -> str:
+    """Return the number and names of the cores and GPUs that this process may use."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    gpus = visible_gpus()
+    words = f"{len(all_cores())} cores of {cpu}"
+    return f"{words}, {len(gpus)} GPUs: {_gpu_names()}" if gpus else words
+
+
+def _gpu_names() -> str:
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return ", ".join(dict.fromkeys(line.strip() for line in told.stdout.splitlines()))
 
 
 def divide_machine(*, cores: Sequence[int], gpus: Sequence[str], jobs: int | str) -> list[Place]:

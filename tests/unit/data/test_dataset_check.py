@@ -12,7 +12,7 @@ from PIL import Image
 
 from mflight.data.dataset_check import check_dataset
 from mflight.data.lvis import LVISDataset
-from mflight.evaluation.scoring import score_results
+from mflight.evaluation.results import score_results
 
 CASES = Path(os.environ.get("MFLIGHT_CASES", Path(__file__).resolve().parents[4] / "shared" / "cases"))
 REFUSED = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mflight.diffusion.precision import choose_dtype
+from mflight.diffusion.parts import choose_dtype
 
 
 @pytest.mark.parametrize(

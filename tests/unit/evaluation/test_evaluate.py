@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mflight.evaluate import answer, evaluate
-from mflight.evaluation.scoring import score_results
+from mflight.evaluation.results import score_results
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 

@@ -9,7 +9,7 @@ from mflight.data.categories import Category
 from mflight.evaluation import lvis_ap
 from mflight.evaluation.ground_truth import GroundTruth
 from mflight.evaluation.lvis_ap import LVISEvaluator
-from mflight.evaluation.scoring import score_results
+from mflight.evaluation.results import score_results
 
 NAMES = {"AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR", "ARs", "ARm", "ARl"}
 

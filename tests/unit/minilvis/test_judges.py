@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from mflight.minilvis.autoencoder import to_unit
 from mflight.minilvis.judges import (
     Judge,
     Segmenter,
@@ -10,7 +11,6 @@ from mflight.minilvis.judges import (
     judge_classes,
     train_segmenter,
 )
-from mflight.minilvis.patch_codes import to_unit
 from mflight.minilvis.species import SPECIES
 
 
