@@ -5,10 +5,10 @@ from typing import Annotated
 import torch
 from pydantic import Field, validate_call
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as VF
 
 from mflight.data.target import INSTANCE_KEYS, Target
-from mflight.functional.boxes import clip_boxes
 from mflight.functional.masks import mask_areas, mask_to_box, resize_mask
 
 Scale = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -79,7 +79,7 @@ def downscale(image: Tensor, target: Target, scale: float, min_area_px: int) -> 
     changed |= {key: changed[key][keep] for key in INSTANCE_KEYS}
     boxes = [mask_to_box(mask.numpy()) for mask in changed["masks"]]
     changed["boxes"] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    changed["ignore_boxes"] = clip_boxes(unlabelled * shrink, size_hw)
+    changed["ignore_boxes"] = clip_boxes_to_image(unlabelled * shrink, size_hw)
     lost = target["labels"][~keep]
     changed["not_exhaustive_labels"] = torch.cat([target["not_exhaustive_labels"], lost]).unique()
     return VF.resize(image, list(size_hw), antialias=True), Target(**changed)

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from pydantic import ConfigDict, validate_call
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import clip_boxes_to_image
 
 from mflight.data.annotations import open_annotation_file, read_classes
 from mflight.data.categories import Categories
@@ -19,7 +20,6 @@ from mflight.data.left_out import MAX_SHARE, LeftOut
 from mflight.data.outlines import Outlines
 from mflight.data.pictures import read_picture
 from mflight.data.target import Target
-from mflight.functional.boxes import clip_boxes
 
 _log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class LVISDataset(Dataset):
             return self.transform(image, target, outlines)
         height, width = image.shape[1:]
         for key in ("boxes", "ignore_boxes"):
-            target[key] = clip_boxes(target[key], (height, width))
+            target[key] = clip_boxes_to_image(target[key], (height, width))
         return image, Target(masks=outlines.draw((height, width)), **target)
 
     def _tell_damaged(self, index: int, error: Exception) -> None:

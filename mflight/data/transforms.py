@@ -11,12 +11,12 @@ import torch
 from pydantic import Field, validate_call
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from mflight.data.outlines import Outlines
 from mflight.data.target import Target, keep_instances
-from mflight.functional.boxes import clip_boxes
 from mflight.functional.masks import mask_areas
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -199,9 +199,9 @@ def _apply(
         ).draw(size_hw)
     else:
         masks = torch.zeros((0, *size_hw), dtype=torch.uint8) if moved is None else moved
-    changed = {"boxes": clip_boxes(sample["boxes"].as_subclass(Tensor), size_hw), "masks": masks}
+    changed = {"boxes": clip_boxes_to_image(sample["boxes"].as_subclass(Tensor), size_hw), "masks": masks}
     if "ignore_boxes" in sample:
-        parts = clip_boxes(sample["ignore_boxes"].as_subclass(Tensor), size_hw)
+        parts = clip_boxes_to_image(sample["ignore_boxes"].as_subclass(Tensor), size_hw)
         changed["ignore_boxes"] = parts[_is_large(parts)]
     return image, _refit(Target(**{**target, **changed}))
 

@@ -35,35 +35,6 @@ def gaussian_window(size_hw: tuple[int, int], variance: float = 0.01) -> Tensor:
     return (rows[:, None] * columns[None, :]).to(torch.float32)
 
 
-def blend_regions(
-    predictions: Sequence[Tensor],
-    region_boxes: Sequence[tuple[int, int, int, int]],
-    canvas_hw: tuple[int, int],
-) -> Tensor:
-    """Average the regions' predictions on their canvas, weighted by each region's Gaussian window.
-
-    Args:
-        predictions: one ``[..., h, w]`` tensor a region, of any floating dtype.
-        region_boxes: one xyxy box a region, in latent cells.
-        canvas_hw: ``(H, W)`` of the canvas, in latent cells.
-
-    Returns:
-        ``float32[..., H, W]``: ``sum(w e) / sum(w)``, on the device of the predictions.
-
-    Raises:
-        ValueError: if the number of boxes differs from that of the predictions, if a prediction does not fill
-            its box, or if a cell of the canvas lies in no region.
-
-    Example:
-        >>> halves = [torch.full((1, 2, 2), 1.0), torch.full((1, 2, 2), 3.0)]
-        >>> blend_regions(halves, [(0, 0, 2, 2), (2, 0, 4, 2)], (2, 4))[0, 0].tolist()
-        [1.0, 1.0, 3.0, 3.0]
-    """
-    if len(predictions) != len(region_boxes):
-        raise ValueError(f"got {len(predictions)} predictions for {len(region_boxes)} region_boxes")
-    return RegionBlender(region_boxes, canvas_hw, predictions[0].device)(predictions)
-
-
 class RegionBlender:
     """The weights of one canvas, worked out once and used at every denoising step.
 
@@ -75,6 +46,11 @@ class RegionBlender:
 
     Raises:
         ValueError: if a cell of the canvas lies in no region.
+
+    Example:
+        >>> blend = RegionBlender([(0, 0, 2, 2), (2, 0, 4, 2)], canvas_hw=(2, 4))
+        >>> blend([torch.full((1, 2, 2), 1.0), torch.full((1, 2, 2), 3.0)])[0, 0].tolist()
+        [1.0, 1.0, 3.0, 3.0]
     """
 
     def __init__(

@@ -123,8 +123,6 @@ def rle_to_box(rle: RLE) -> tuple[int, int, int, int]:
     return x, y, x + width, y + height
 
 
-
-
 def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Return the smallest box around a mask.
 
