@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_dir
 
 from mflight.compare import FIGURES, mean_and_spread
 from mflight.proof.arms import equal_time_steps
-from mflight.proof.runs import Run, commit
+from mflight.proof.runs import Run
 from mflight.proof.schedule import RunFailedError, all_cores, divide_machine, hardware, run_all, visible_gpus
 from mflight.training.compared_runs import settings_of
 
@@ -182,7 +182,7 @@ def make_rows(args: argparse.Namespace, record: Record) -> None:
 
         def keep(run: Run, wall_s: float) -> None:
             facts = {
-                "commit": commit(),
+                "commit": ", ".join(run.commits),
                 "command": run.command,
                 "hardware": hardware(),
                 "wall_s": round(wall_s, 1),

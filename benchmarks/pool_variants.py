@@ -74,7 +74,7 @@ def wear(sample: PoolSample, wanted_iou: float, draws: np.random.Generator) -> P
             elif way == 1:
                 step = ndimage.binary_dilation(new)
             else:
-                step = np.roll(new, shift, axis=(0, 1))
+                step = ndimage.shift(new.view(np.uint8), shift, order=0).view(bool)
             if not step.any() or (step & mask).sum() / (step | mask).sum() < goal:
                 break
             new = step
