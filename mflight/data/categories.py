@@ -191,13 +191,14 @@ def clean_entries(entries: Iterable[Any], faults: Faults) -> list[dict[str, Any]
             continue
         if other is not name:
             faults.refuse("category names are alike", f"{other!r} and {name!r} of category {found['id']}")
+            continue
         ids.add(found["id"])
         cleaned.append(found)
     return cleaned
 
 
 def normalized_name(name: str) -> str:
-    """Return the form by which two names are the same, without case, ``_`` and width of spaces.
+    """Return the form by which two names are the same, without case, ``_``, width of spaces and unseen signs.
 
     Args:
         name: as written in a file.
@@ -209,7 +210,8 @@ def normalized_name(name: str) -> str:
         >>> normalized_name(" Traffic_Light")
         'traffic light'
     """
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+    text = unicodedata.normalize("NFKC", name).casefold().replace("_", " ")
+    return " ".join("".join(one for one in text if unicodedata.category(one) != "Cf").split())
 
 
 def name_conflict(known: Mapping[int, str], other: Mapping[int, str]) -> str:
@@ -264,7 +266,8 @@ def _clean_entry(entry: Any, faults: Faults) -> dict[str, Any] | None:
     entry |= {"id": category_id, "name": name.strip()}
     synonyms = entry.get("synonyms", [])
     entry["synonyms"] = [synonyms] if isinstance(synonyms, str) else synonyms
-    texts = (*entry["synonyms"], *(entry.get(key, "") for key in ("def", "synset")))
+    listed = entry["synonyms"] if isinstance(entry["synonyms"], list | tuple) else [entry["synonyms"]]
+    texts = (*listed, *(entry.get(key, "") for key in ("def", "synset")))
     if odd := [each for each in texts if not isinstance(each, str)]:
         faults.refuse("definitions and synonyms are no text", f"{odd[0]!r} of category {name!r}")
         return None

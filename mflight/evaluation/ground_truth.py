@@ -200,11 +200,10 @@ def _frequency_of(category: Mapping[str, Any]) -> str:
 
 
 def _listed_cells(lists: list[Sequence[int]], category_ids: np.ndarray) -> np.ndarray:
-    image_index = np.repeat(np.arange(len(lists)), [len(listed) for listed in lists])
-    listed_ids = np.array([category_id for listed in lists for category_id in listed], dtype=np.int64)
-    known = is_member(listed_ids, category_ids)
-    category_index = np.searchsorted(category_ids, listed_ids[known])
-    return np.unique(cells_of(image_index[known], category_index, len(category_ids)))
+    place = {category_id: index for index, category_id in enumerate(category_ids.tolist())}
+    pairs = [(image, place[one]) for image, listed in enumerate(lists) for one in listed if one in place]
+    image_index, category_index = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return np.unique(cells_of(image_index, category_index, len(category_ids)))
 
 
 def _judged_cells(

@@ -225,7 +225,8 @@ def test_what_other_tools_write_for_numbers_and_nothing_is_read(tmp_path):
             {"categories": [{"id": 1, "name": "Traffic_light"}, {"id": 2, "name": "traffic light "}]},
             "alike",
         ),
-        ([], {"categories": [{"id": 1, "name": " "}]}, "lack a name: category 1, name ' '"),
+        ([], {"categories": [{"id": 1, "name": " \u200b"}]}, "lack a name: category 1, name ' .u200b'"),
+        ([], {"categories": [{"id": 1, "name": "cup", "synonyms": 5}]}, "no text: 5 of category 'cup'"),
         (
             [],
             {"categories": [{"id": 1, "name": "cup", "image_count": "3"}]},

@@ -220,6 +220,9 @@ def test_ids_must_have_the_same_names_in_both_splits(dataset):
     ]
     splits["val"]["categories"] = [{**category(1), "name": "Class 1"}, category(2)]
     assert problems(check(folder, splits)) == []
+    splits["val"]["categories"] = [{**category(1), "name": "CLASS_2"}, category(2)]
+    alike = "category names are alike: 'CLASS_2' and 'class_2' of category 2"
+    assert alike in check(folder, splits)["val"]["problems"]
 
 
 def test_one_file_of_two_images_is_named(dataset):

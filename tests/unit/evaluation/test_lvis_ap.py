@@ -205,7 +205,13 @@ def tiny_ground_truth():
     squares = [[0, 0, 40, 40], [50, 50, 40, 40]]
     return {
         "images": [
-            {"id": 3, "height": 100, "width": 100, "neg_category_ids": [9], "not_exhaustive_category_ids": []}
+            {
+                "id": 3,
+                "height": 100,
+                "width": 100,
+                "neg_category_ids": [9, 1 << 70],
+                "not_exhaustive_category_ids": [],
+            }
         ],
         "categories": [
             {"id": 5, "name": "5", "frequency": "r"},
