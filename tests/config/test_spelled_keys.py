@@ -55,15 +55,11 @@ def as_lists(value):
     return [as_lists(one) for one in value] if isinstance(value, tuple) else value
 
 
-def named_overrides():
-    for name, text in TEXTS.items():
-        for key, value in OVERRIDE.findall(text):
-            yield pytest.param(key, value or "1", id=f"{name}:{key}={value}")
-        for key in BARE_KEY.findall(text):
-            yield pytest.param(key, "null", id=f"{name}:{key}")
-
-
-NAMED = list({one.id: one for one in named_overrides()}.values())
+NAMED = sorted(
+    {(key, value or "1") for text in TEXTS.values() for key, value in OVERRIDE.findall(text)}
+    | {(key, "null") for text in TEXTS.values() for key in BARE_KEY.findall(text)}
+)
+GROUPS = [(key, value) for key, value in NAMED if "/" in key and not key.startswith("hydra/launcher")]
 COMMANDS = {
     line.strip(): (match[1] or match[2], match[3].partition("#")[0])
     for text in TEXTS.values()
@@ -77,16 +73,23 @@ def test_the_documents_are_read():
     assert len(NAMED) > 60 and len(COMMANDS) > 12
 
 
-@pytest.mark.parametrize(("key", "value"), NAMED)
-def test_a_key_that_a_document_names_can_be_overridden(key, value):
-    if key.startswith("hydra/launcher"):
-        pytest.skip("composed by test_configs")
-    others = ["synthesis/launcher=ray"] if key.rpartition(".")[2] in NOT_HERE else []
-    others += ["model=mask_rcnn_r50_fpn"] if key.startswith("model.backbone.") else []
-    cfg = compose_with([*RUNTIME, *others, f"{key}={value}"])
-    if "/" not in key:
-        parent, _, name = key.rpartition(".")
-        assert name in OmegaConf.select(cfg, parent)
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_an_option_that_a_document_names_can_be_chosen(group, option):
+    compose_with([*RUNTIME, f"{group}={option}"])
+
+
+def test_keys_that_documents_name_can_be_overridden():
+    keys_under: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for key, value in NAMED:
+        if "/" not in key:
+            others = ["synthesis/launcher=ray"] if key.rpartition(".")[2] in NOT_HERE else []
+            others += ["model=mask_rcnn_r50_fpn"] if key.startswith("model.backbone.") else []
+            keys_under.setdefault(tuple(others), []).append((key, value))
+    for others, pairs in keys_under.items():
+        cfg = compose_with([*RUNTIME, *others, *(f"{key}={value}" for key, value in pairs)])
+        for key, _ in pairs:
+            parent, _, name = key.rpartition(".")
+            assert name in OmegaConf.select(cfg, parent), key
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -33,13 +33,6 @@ def test_mosaic_is_the_published_one(case):
     assert conformance.run_mosaic(REFERENCE / f"{case}.json").broken == ()
 
 
-@pytest.mark.skipif(not SOLVER_CASES, reason="MFLIGHT_REFERENCE is absent")
-@pytest.mark.parametrize("case", SOLVER_CASES)
-def test_bilateral_solver_is_the_published_one(case):
-    figures = conformance.bilateral_case(REFERENCE / f"{case}.npz")
-    assert conformance.judge_bilateral(case, figures).broken == ()
-
-
 @pytest.mark.parametrize(
     ("figure", "value", "rule"),
     [
