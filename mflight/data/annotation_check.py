@@ -120,7 +120,9 @@ def _note_categories(entries: list[dict[str, Any]], report: AnnotationReport, is
             rule = "classes have another number of images than their image_count"
             report.notes.add(rule, f"{name} says {said} and has {images}")
         if is_train and not images:
-            report.notes.add("classes have no instance to train on", name)
+            report.notes.add(
+                "classes have no instance to train on (take them out, or synthesis may draw them)", name
+            )
 
 
 def _note_lists(report: AnnotationReport) -> None:

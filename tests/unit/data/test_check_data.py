@@ -252,7 +252,7 @@ def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
         "file is used in part: 1 of 2 instances is left out: 1 marked as crowds (iscrowd=1; CVAT marks each "
         "mask so that was drawn: set it to 0 there)",
         "categories have no frequency, it is that of their images here: class_1, class_2",
-        "classes have no instance to train on: class_1",
+        "classes have no instance to train on (take them out, or synthesis may draw them): class_1",
         "file without neg_category_ids, its images are taken as labelled exhaustively: 2 images",
     ]
 
