@@ -178,7 +178,7 @@ CROWDS = "marked as crowds (iscrowd=1; CVAT marks each mask so that was drawn: s
         (
             lvis,
             [
-                "note classes have no instance to train on (take them out, or synthesis may draw them): air_conditioner",
+                "note classes have no instance to train on (take them out, or synthesis may draw them): air_",
                 "2 classes in train: 1 rare, 1 common, 0 frequent",
             ],
             ["air_conditioner 0 0 rare", "aerosol_can 12 12 common"],
