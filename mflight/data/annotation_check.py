@@ -112,8 +112,9 @@ def _note_categories(entries: list[dict[str, Any]], report: AnnotationReport, is
     for entry in entries:
         name, letter, said = entry["name"], entry.get("frequency"), entry.get("image_count")
         images = found[name].images
-        if letter is None and is_train:
-            report.notes.add("categories have no frequency, it is that of their images here", name)
+        if letter is None:
+            if is_train:
+                report.notes.add("categories have no frequency, it is that of their images here", name)
         elif said is not None and frequency_of(said)[0] != letter:
             report.notes.add("frequencies differ from that of their image_count", name)
         if is_train and said is not None and said != images:

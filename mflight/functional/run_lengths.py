@@ -79,7 +79,8 @@ def _form_fault(text: Any) -> str:
     if not text:
         return "its counts are empty"
     if text[:2] in (b"b'", b'b"'):
-        return f"its counts are the repr of bytes, {text[:12].decode()}...: write counts.decode() instead"
+        shown = text[:12].decode(errors="replace")
+        return f"its counts are the repr of bytes, {shown}...: write counts.decode() instead"
     return ""
 
 

@@ -244,6 +244,8 @@ def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
             for entry in content["images"]
         ]
     splits["train"]["annotations"][0]["iscrowd"] = 1
+    for entry in splits["val"]["categories"]:
+        entry["image_count"] = 30  # of the training images, as LVIS's
     (line,) = problems(check(folder, splits))
     assert "CVAT marks each mask so that was drawn: set it to 0 there); all of 'class_1'; data.max_" in line
     summary = check(folder, splits, "data.max_left_out=2")
@@ -255,6 +257,7 @@ def test_a_coco_file_is_sound_and_what_is_computed_is_told(dataset):
         "classes have no instance to train on (take them out, or synthesis may draw them): class_1",
         "file without neg_category_ids, its images are taken as labelled exhaustively: 2 images",
     ]
+    assert summary["val"]["notes"] == [summary["train"]["notes"][-1]]
 
 
 def test_faulty_numbers_are_refused(dataset):
