@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, validate_call
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
+from mflight.detection.detector import DetectorTransform
 from mflight.detection.heads import InstanceHeads
 from mflight.detection.loss_weights import LOSS_NAMES, LossName, SyntheticLosses
 from mflight.detection.losses import ClassificationLoss, SoftmaxLoss
@@ -173,49 +173,9 @@ def build_mask_rcnn(
             mask_head_channels[-1], mask_head_channels[-1], 1 if class_agnostic_masks else num_channels
         ),
     )
-    model = GeneralizedRCNN(backbone, rpn, roi_heads, _Transform(min_size, max_size, image_mean, image_std))
+    model = GeneralizedRCNN(
+        backbone, rpn, roi_heads, DetectorTransform(min_size, max_size, image_mean, image_std)
+    )
     if weights is not None:
         load_detector(model, weights)
     return model
-
-
-class _Transform(GeneralizedRCNNTransform):
-    """torchvision's normalisation and batching; resizes in evaluation only and leaves masks unpasted.
-
-    Args:
-        min_size: shorter side in evaluation, in pixels, or ``None``.
-        max_size: cap on the longer side, in pixels.
-        image_mean: subtracted from each channel.
-        image_std: each channel is divided by it.
-    """
-
-    def __init__(
-        self,
-        min_size: int | None,
-        max_size: int,
-        image_mean: tuple[float, float, float],
-        image_std: tuple[float, float, float],
-    ) -> None:
-        super().__init__(min_size or 0, max_size, list(image_mean), list(image_std))
-        self.resizes = min_size is not None
-
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resize an image for evaluation."""
-        if self.training or not self.resizes:
-            return image, target
-        return super().resize(image, target)
-
-    def postprocess(
-        self,
-        result: list[dict[str, Tensor]],
-        image_shapes: list[tuple[int, int]],
-        original_image_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """Move boxes back to the size of the image as given; in training there are none."""
-        if self.training:
-            return result
-        for prediction, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
-            prediction["boxes"] = resize_boxes(prediction["boxes"], shape, original)
-        return result

@@ -1,4 +1,4 @@
-"""Predictions to run-length coded masks, one small box at a time; no N x H x W array ever exists."""
+"""Predictions to run-length coded masks, one small box at a time; none is ever pasted to its image's size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from mflight.functional.masks import RLE
+from mflight.functional.masks import RLE, rle_encode
 
 
 def predictions_to_rle(
@@ -24,16 +24,17 @@ def predictions_to_rle(
 
     Args:
         prediction: ``boxes`` float32[N, 4], xyxy px of the image, and ``roi_masks`` float32[N, 1, M, M] in
-            [0, 1].
+            [0, 1]; or ``masks`` bool[N, H, W], which are compressed as they are.
         size_hw: ``(H, W)`` of the image, in pixels.
-        threshold: a pixel above it belongs to the object, in [0, 1).
+        threshold: a pixel of a ``roi_masks`` above it belongs to the object, in [0, 1).
         needed: ``bool[N]``, whose masks are asked for; ``None``: all of them.
 
     Returns:
         N compressed RLE masks with text counts, ready for JSON; ``None`` for a mask that is not needed.
 
     Raises:
-        ValueError: if ``threshold`` lies outside [0, 1), or boxes and masks disagree on ``N``.
+        ValueError: if ``threshold`` lies outside [0, 1), if boxes and masks disagree on ``N``, or if masks
+            have another size than the image.
 
     Example:
         >>> import torch
@@ -45,16 +46,22 @@ def predictions_to_rle(
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
     boxes = prediction["boxes"].detach().double().cpu().numpy()
-    masks = prediction["roi_masks"].detach().float().cpu().numpy()[:, 0]
+    is_whole = "masks" in prediction
+    masks = prediction["masks"] if is_whole else prediction["roi_masks"][:, 0].float()
+    masks = masks.detach().cpu().numpy()
     if len(boxes) != len(masks):
         raise ValueError(f"every box needs one mask, got {len(boxes)} boxes and {len(masks)} masks")
+    if is_whole and masks.shape[1:] != tuple(size_hw):
+        raise ValueError(f"masks must have the size of their image, {size_hw}, got {masks.shape[1:]}")
     known: dict[bytes, RLE] = {}
     results: list[RLE | None] = [None] * len(boxes)
     for index in range(len(boxes)) if needed is None else np.flatnonzero(needed):
         box, mask = boxes[index], masks[index]
         key = box.tobytes() + mask.tobytes()
         if key not in known:
-            known[key] = _paste_to_rle(mask, box.tolist(), size_hw, threshold)
+            known[key] = (
+                rle_encode(mask) if is_whole else _paste_to_rle(mask, box.tolist(), size_hw, threshold)
+            )
         results[index] = known[key]
     return results
 

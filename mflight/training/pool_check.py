@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from mflight.data.categories import FREQUENCIES, Categories
 from mflight.data.lvis import read_categories
 from mflight.data.transforms import EvalTransform
+from mflight.detection.proposals import ProposalNetwork
 from mflight.detection.verification import judge_instances
 from mflight.synthesis.pool_classes import check_pool_classes
 from mflight.synthesis.stream import PoolStream
@@ -41,6 +42,7 @@ def check_pool(
 
     Raises:
         FileNotFoundError: if the checkpoint, its config, the pool or the training annotations are not there.
+        ValueError: if the checkpoint is another detector's than ``build_mask_rcnn``'s.
     """
     run_dir, checkpoint_file = find_checkpoint(checkpoint)
     if not (Path(pool) / "pool.json").is_file():
@@ -49,7 +51,10 @@ def check_pool(
     categories = read_categories(Path(cfg.data.train_annotations))
     check_pool_classes(pool, categories)
     stream = PoolStream(pool_dir=pool, categories=categories, max_reuse=1, publish=False)
-    judged = list(_judge(load_detector(cfg, checkpoint_file, categories), stream, max_images))
+    detector = load_detector(cfg, checkpoint_file, categories)
+    if not any(isinstance(part, ProposalNetwork) for part in detector.modules()):
+        raise ValueError(f"a pool is judged by a detector of build_mask_rcnn, got {type(detector).__name__}")
+    judged = list(_judge(detector, stream, max_images))
     figures = {"all": left_out(judged)}
     for frequency in FREQUENCIES:
         ids = {category.category_id for category in categories.with_frequency(frequency)}

@@ -32,7 +32,7 @@ _BEST_NAMES = ("AP", "APr", "APc", "APf")
 
 
 class InstanceSegmentationModule(L.LightningModule):
-    """Trains a torchvision detector and scores it by LVIS's rules.
+    """Trains a detector and scores it by LVIS's rules.
 
     It logs ``train/loss/*`` at each step, and ``val/bbox/*`` and ``val/segm/*`` (AP, AP50, ..., APr, APc,
     APf, in percent) after each validation, with the best so far as ``val/best/*``; then ``per_class`` holds a
@@ -40,13 +40,12 @@ class InstanceSegmentationModule(L.LightningModule):
     for the detector draws the anchors and proposals that it learns from.
 
     Args:
-        model: in training ``model(images, targets)`` returns losses by name, else ``model(images)`` returns
-            ``boxes``, ``labels``, ``scores`` and ``roi_masks`` for each image.
+        model: a :class:`mflight.detection.detector.Detector`.
         optimizer: called with the parameters that are trained.
         lr_schedule: called with the optimizer, stepped once a training step; ``None`` keeps the rate.
         evaluator: called before training or validation begins, when the annotations are there.
         prior_correction: of the class scores in validation; ``None`` or a ``tau`` of 0 leaves them. It needs
-            a detector of ``build_mask_rcnn``, and a datamodule with ``train_categories``.
+            a detector of mflight's own, and a datamodule with ``train_categories``.
 
     Raises:
         ValueError: if ``lr_schedule`` breaks its rule, or if there are no class scores to correct.
@@ -75,7 +74,7 @@ class InstanceSegmentationModule(L.LightningModule):
         self._prior = prior_correction if prior_correction is not None and prior_correction.tau else None
         if self._prior is not None and self._heads is None:
             raise ValueError(
-                f"module.prior_correction.tau={self._prior.tau} needs a detector of build_mask_rcnn, "
+                f"module.prior_correction.tau={self._prior.tau} needs a detector of mflight's own, "
                 f"got {type(model).__name__}"
             )
         num_classes = self._heads.classification_loss.num_classes if self._heads else 0

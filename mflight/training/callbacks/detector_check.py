@@ -58,8 +58,9 @@ class DetectorCheck(L.Callback):
             )
         kinds = (InstanceHeads, ProposalNetwork)
         self._parts = [part for part in pl_module.modules() if isinstance(part, kinds)]
-        if not self._parts:
-            raise ValueError(f"{setting} needs a detector of build_mask_rcnn, got {type(pl_module).__name__}")
+        if not any(isinstance(part, ProposalNetwork) for part in self._parts):
+            detector = type(getattr(pl_module, "model", pl_module)).__name__
+            raise ValueError(f"{setting} needs a detector of build_mask_rcnn, got {detector}")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -78,7 +78,8 @@ class ImagePanels(L.Callback):
         panels = []
         for number, (image, prediction) in enumerate(self._predicted):
             kept = prediction["scores"] > self._min_score
-            confident = {key: prediction[key][kept] for key in ("boxes", "labels", "roi_masks")}
+            keys = prediction.keys() & {"boxes", "labels", "roi_masks", "masks"}
+            confident = {key: prediction[key][kept] for key in keys}
             rles = predictions_to_rle(confident, tuple(image.shape[-2:]))
             masks = (
                 torch.from_numpy(np.stack([rle_decode(rle) for rle in rles]))

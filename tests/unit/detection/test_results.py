@@ -62,6 +62,14 @@ def test_only_the_masks_that_are_needed_are_made():
     assert some == [every[0], None, every[2]]
 
 
+def test_whole_masks_are_compressed_as_they_are():
+    masks = torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(0)) > 0.5
+    prediction = {"boxes": torch.zeros(3, 4), "masks": masks}
+    np.testing.assert_array_equal(decode(predictions_to_rle(prediction, (10, 12))), masks.numpy())
+    with pytest.raises(ValueError, match=r"size of their image, \(10, 11\), got \(10, 12\)"):
+        predictions_to_rle(prediction, (10, 11))
+
+
 def test_no_detections_give_no_masks():
     nothing = {"boxes": torch.zeros(0, 4), "roi_masks": torch.zeros(0, 1, 28, 28)}
     assert predictions_to_rle(nothing, (10, 12)) == []
