@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from mflight.detection.loss_weights import SyntheticLosses, weigh_rows
 from mflight.detection.losses import ClassificationLoss
+from mflight.detection.mask_targets import cut_masks
 from mflight.detection.proposals import is_ignored
 from mflight.detection.verification import Verification
 
 _SMOOTH_L1_BETA = 1 / 9  # as in torchvision's fastrcnn_loss
 _MIN_BOX_SIDE_PX = 1e-2
-_MASKS_AT_ONCE = 16  # ground truth masks that are float32 at one time
 _CANDIDATES_PER_DETECTION = 16
 
 
@@ -61,8 +61,7 @@ class InstanceHeads(RoIHeads):
     ) -> None:
         super().__init__(**kwargs)
         self.synthetic_losses = synthetic_losses
-        self.class_agnostic_boxes = class_agnostic_boxes
-        self.class_agnostic_masks = class_agnostic_masks
+        self.class_agnostic_boxes, self.class_agnostic_masks = class_agnostic_boxes, class_agnostic_masks
         self.classification_loss = classification_loss
         self.ignore_overlap = ignore_overlap
         self.verification: Verification | None = None
@@ -87,16 +86,18 @@ class InstanceHeads(RoIHeads):
 
         A proposal that is left out here is one that torchvision labels -1: it can never be sampled.
         """
+        min_iou = self.proposal_matcher.high_threshold
         return super().select_training_samples(
-            [self._without_ignored(*image) for image in zip(proposals, targets, strict=True)], targets
+            [self._without_ignored(*image, min_iou) for image in zip(proposals, targets, strict=True)],
+            targets,
         )
 
-    def _without_ignored(self, proposals: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+    def _without_ignored(self, proposals: Tensor, target: Mapping[str, Tensor], min_iou: float) -> Tensor:
         inside = is_ignored(proposals, target, self.ignore_overlap)
         if inside is None:
             return proposals
         overlaps = box_iou(target["boxes"].to(proposals), proposals)  # [N, R]
-        is_matched = (overlaps >= self.proposal_matcher.high_threshold).any(dim=0)
+        is_matched = (overlaps >= min_iou).any(dim=0)
         return proposals[is_matched | ~inside]
 
     def _losses(
@@ -113,7 +114,6 @@ class InstanceHeads(RoIHeads):
         logits, box_regression = self._box_branch(features, proposals, image_shapes)
         weights_of = partial(self.synthetic_losses.image_weights, targets)
         counts = [len(image_labels) for image_labels in labels]
-        positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
         all_labels = torch.cat(labels)
         kept = None
         if self.verification is not None:
@@ -124,22 +124,52 @@ class InstanceHeads(RoIHeads):
         logits = weigh_rows(logits, weights_of("classification"), counts, kept)
         box_regression = weigh_rows(box_regression, weights_of("boxes"), counts, kept)
 
-        # only the regions on an object have a mask to learn
-        mask_proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
-        mask_matched = [index[keep] for index, keep in zip(matched, positive, strict=True)]
-        mask_channels = [
-            self._mask_channel(target["labels"])[index]
-            for target, index in zip(targets, mask_matched, strict=True)
-        ]
-        mask_logits = self._mask_branch(features, mask_proposals, mask_channels, image_shapes)
-        mask_counts = [len(boxes) for boxes in mask_proposals]
-        mask_kept = None if kept is None else kept[all_labels > 0]
-        mask_logits = weigh_rows(mask_logits, weights_of("masks"), mask_counts, mask_kept)
+        mask_loss = self._learn_masks(features, proposals, matched, labels, targets, image_shapes, kept)
         return {
             "loss_classifier": self.classification_loss(logits, all_labels),
             "loss_box_reg": self._box_loss(box_regression, torch.cat(offsets), all_labels),
-            "loss_mask": self._mask_loss(mask_logits, mask_proposals, mask_matched, targets),
+            "loss_mask": mask_loss,
         }
+
+    def _learn_masks(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Tensor],
+        matched: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mask loss of the sampled regions, of which only those on an object count."""
+        positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
+        proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
+        matched = [index[keep] for index, keep in zip(matched, positive, strict=True)]
+        channels = [
+            self._mask_channel(target["labels"])[index]
+            for target, index in zip(targets, matched, strict=True)
+        ]
+        logits = self._mask_branch(features, proposals, channels, image_shapes)
+        kept = None if kept is None else kept[torch.cat(labels) > 0]
+        weights = self.synthetic_losses.image_weights(targets, "masks")
+        logits = weigh_rows(logits, weights, [len(boxes) for boxes in proposals], kept)
+        return self._mask_loss(logits, proposals, matched, targets)
+
+    def _mask_loss(
+        self,
+        logits: Tensor,
+        proposals: Sequence[Tensor],
+        matched: Sequence[Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+    ) -> Tensor:
+        """Binary cross entropy of the mask of each region on an object, against its instance cut to it."""
+        if not len(logits):
+            return logits.sum() * 0
+        wanted = [
+            self._wanted_masks(target["masks"], index, boxes, logits.shape[-1])
+            for boxes, index, target in zip(proposals, matched, targets, strict=True)
+        ]
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted))
 
     def _without_doubted(
         self,
@@ -165,34 +195,14 @@ class InstanceHeads(RoIHeads):
         loss = F.smooth_l1_loss(predicted, offsets[positive], beta=_SMOOTH_L1_BETA, reduction="sum")
         return loss / max(1, labels.numel())
 
-    def _mask_loss(
-        self,
-        mask_logits: Tensor,
-        proposals: list[Tensor],
-        matched: list[Tensor],
-        targets: Sequence[Mapping[str, Tensor]],
-    ) -> Tensor:
-        """Binary cross entropy of the mask of each region on an object, against its instance cut to it."""
-        if not len(mask_logits):
-            return mask_logits.sum() * 0
-        wanted = [
-            _cut_masks(target["masks"], index, boxes, mask_logits.shape[-1])
-            for boxes, index, target in zip(proposals, matched, targets, strict=True)
-        ]
-        return F.binary_cross_entropy_with_logits(mask_logits, torch.cat(wanted))
+    def _wanted_masks(self, masks: Tensor, index: Tensor, boxes: Tensor, side: int) -> Tensor:
+        return cut_masks(masks, index, boxes, side)
 
     def _predictions(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        logits, box_regression = self._box_branch(features, proposals, image_shapes)
-        if self.class_shift is not None:
-            logits = self.classification_loss.shift_classes(logits, self.class_shift)
-        counts = [len(boxes) for boxes in proposals]
-        decoded = self.box_coder.decode(box_regression, proposals)  # [0, 4] where no image has a proposal
-        decoded = decoded.reshape(len(box_regression), box_regression.shape[1] // 4, 4)
-        all_boxes = decoded.split(counts)  # [R, 1 or C + 1, 4] an image
-        all_scores = self.classification_loss.scores(logits).split(counts)
-        found = [self._select(*image) for image in zip(all_boxes, all_scores, image_shapes, strict=True)]
+        boxes, scores = self._score_regions(features, proposals, image_shapes)
+        found = [self._select(*image) for image in zip(boxes, scores, image_shapes, strict=True)]
 
         # detections of one region that share its box and its mask differ in class only: draw that mask once
         share = self.class_agnostic_boxes and self.class_agnostic_masks
@@ -209,6 +219,18 @@ class InstanceHeads(RoIHeads):
         for (prediction, _), (_, index), masks in zip(found, drawn, roi_masks, strict=True):
             prediction["roi_masks"] = masks[index]
         return [prediction for prediction, _ in found]
+
+    def _score_regions(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the boxes [R, 1 or C + 1, 4] and the scores [R, C] of each image."""
+        logits, box_regression = self._box_branch(features, proposals, image_shapes)
+        if self.class_shift is not None:
+            logits = self.classification_loss.shift_classes(logits, self.class_shift)
+        counts = [len(boxes) for boxes in proposals]
+        decoded = self.box_coder.decode(box_regression, proposals)  # [0, 4] where no image has a proposal
+        decoded = decoded.reshape(len(box_regression), box_regression.shape[1] // 4, 4)
+        return decoded.split(counts), self.classification_loss.scores(logits).split(counts)
 
     def _select(
         self, boxes: Tensor, scores: Tensor, image_shape: tuple[int, int]
@@ -268,23 +290,6 @@ def best_after_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
         if len(kept) >= num_kept or num_looked_at >= len(order):
             return kept[:num_kept]
         num_looked_at *= 4
-
-
-def _cut_masks(masks: Tensor, index: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Cut the mask of an instance to each box: float32[R, side, side] of uint8[N, H, W], int64[R], [R, 4].
-
-    torchvision's own cuts half a pixel off the mark (``roi_align`` with ``aligned=False``), which its way of
-    pasting partly makes up for; here both are exact. A crowd of instances is taken a few at a time, for as
-    float32 300 masks of 800 x 1333 px are 1.3 GB.
-    """
-    cut = boxes.new_zeros(len(boxes), side, side)
-    for first in range(0, len(masks), _MASKS_AT_ONCE):
-        some = masks[first : first + _MASKS_AT_ONCE, None].to(boxes)
-        within = (index >= first) & (index < first + len(some))
-        # [R, 5]: the "image" of roi_align is the instance
-        rois = torch.cat([(index[within] - first)[:, None].to(boxes), boxes[within]], dim=1)
-        cut[within] = roi_align(some, rois, (side, side), aligned=True)[:, 0]
-    return cut
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:

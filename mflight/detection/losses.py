@@ -173,7 +173,7 @@ class SeesawLoss(ClassificationLoss):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return objectness and class loss, each summed and divided by all regions."""
         seen = torch.bincount(labels, minlength=self.num_classes + 1)[1:]
-        self.class_counts += _sum_over_ranks(seen)[0]
+        self.class_counts += sum_over_ranks(seen)[0]
         on_object = labels > 0
         objectness = F.cross_entropy(logits[:, :2], on_object.long(), reduction="sum")
         classes = seesaw_losses(logits[on_object, 2:], labels[on_object], self.class_counts, **self._factors)
@@ -234,7 +234,7 @@ class EQLv2Loss(ClassificationLoss):
         loss = sigmoid_loss(logits, wanted, weights)
         with torch.no_grad():
             sums = gradient_sums(logits[:, 1:], wanted[:, 1:], weights[:, 1:])
-            positive, negative = _sum_over_ranks(*(values.double() for values in sums))
+            positive, negative = sum_over_ranks(*(values.double() for values in sums))
             self.positive_sums += positive
             self.negative_sums += negative
         return loss
@@ -257,8 +257,8 @@ class EQLv2Loss(ClassificationLoss):
         return torch.where(wanted > 0, positive, negative)
 
 
-def _sum_over_ranks(*values: Tensor) -> list[Tensor]:
-    """Add up tensors of one shape and dtype over all training processes, in one message."""
+def sum_over_ranks(*values: Tensor) -> list[Tensor]:
+    """Add up tensors of one shape and dtype over all training processes, in one message; alone: a copy."""
     together = torch.stack(values)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(together)

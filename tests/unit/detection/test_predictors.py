@@ -4,7 +4,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import batched_nms, roi_align
 
-from mflight.detection.heads import _cut_masks, best_after_nms
+from mflight.detection.heads import best_after_nms
+from mflight.detection.mask_targets import cut_masks
 from mflight.detection.predictors import CosineLinear, MaskPredictor
 
 
@@ -53,7 +54,7 @@ def test_masks_cut_in_groups_equal_those_cut_at_once():
     boxes = torch.cat([corner, corner + side], dim=1)
     rois = torch.cat([index[:, None].float(), boxes], dim=1)
     expected = roi_align(masks[:, None].float(), rois, (7, 7), aligned=True)[:, 0]
-    assert torch.equal(_cut_masks(masks, index, boxes, 7), expected)
+    assert torch.equal(cut_masks(masks, index, boxes, 7), expected)
 
 
 @pytest.mark.parametrize("num_kept", [1, 5, 40, 1000])
