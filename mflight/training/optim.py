@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, validate_call
 from torch.optim import Optimizer
@@ -58,7 +58,9 @@ def warmup_cosine(
     *,
     total_steps: Annotated[int, Field(ge=1)],
     warmup_steps: Steps = 0,
+    warmup_start: Share | None = None,
     final: Share = 0.0,
+    over: Literal["rest", "whole"] = "rest",
 ) -> LambdaLR:
     """Rise linearly, then fall along half a cosine to ``final`` times the rate at ``total_steps``.
 
@@ -66,16 +68,26 @@ def warmup_cosine(
         optimizer: whose rates are scaled.
         total_steps: steps of the whole run.
         warmup_steps: steps of the rise.
+        warmup_start: share of the rate at step 0; ``None``: that of the rise's first step.
         final: share of the rate at the end.
+        over: steps that the cosine spans: the ``"rest"`` after the rise, which then ends at the whole rate;
+            or the ``"whole"`` run, which the rise joins where the cosine is then: detectron2's
+            ``WarmupCosineLR``.
 
     Returns:
         the schedule, to be stepped once an optimizer step.
     """
+    start = 0 if over == "whole" else warmup_steps
+
+    def cosine(step: int) -> float:
+        done = min(1.0, (step - start) / max(1, total_steps - start))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+        if step >= warmup_steps:
+            return cosine(step)
+        if warmup_start is None:
+            return (step + 1) / warmup_steps * cosine(warmup_steps)
+        return warmup_start + (cosine(warmup_steps) - warmup_start) * step / warmup_steps
 
     return LambdaLR(optimizer, factor)
