@@ -11,6 +11,7 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, resnet50, re
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from mflight.detection.starting_weights import load_resnet, read_weights
 from mflight.mistakes import Mistake
@@ -25,9 +26,10 @@ def build_resnet_fpn(
     depth: Literal[50, 101] = 50,
     weights: str = "imagenet",
     trainable_layers: Annotated[int, Field(ge=0, le=5)] = 3,
+    levels: Literal["p2_p6", "p3_p7"] = "p2_p6",
     detector_weights: Path | None = None,
 ) -> BackboneWithFPN:
-    """Build torchvision's ResNet with its feature pyramid: 256 channels at strides 4, 8, 16, 32 and 64.
+    """Build torchvision's ResNet with its feature pyramid: 256 channels at strides 4 to 64, or 8 to 128.
 
     A file that holds something else is a ``ValueError``.
 
@@ -35,10 +37,12 @@ def build_resnet_fpn(
         depth: layers of the ResNet.
         weights: ``"imagenet"`` for torchvision's IMAGENET1K_V1 weights, downloaded once; ``"none"`` to
             start from random numbers; else the path of a file with a ResNet's state dict, in torchvision's
-            layout or in detectron2's (``R-50.pkl``), see ``mflight.detection.starting_weights``.
+            layout (as MIIL's ``resnet50_miil_21k.pth`` is) or in detectron2's (``R-50.pkl``), see
+            ``mflight.detection.starting_weights``.
         trainable_layers: how many stages, counted from the last, are trained; batch normalisation is frozen.
             With ``weights="none"`` everything is trained, normalisation included, for random numbers
             that nobody trains would be of no use.
+        levels: ``"p2_p6"`` has strides 4 to 64, ``"p3_p7"`` 8 to 128, whose last two are convolutions more.
         detector_weights: a file that brings the whole detector's weights later, so that those of ImageNet are
             not fetched; ``None`` if there is none.
 
@@ -46,14 +50,16 @@ def build_resnet_fpn(
         The backbone; ``out_channels`` is 256.
     """
     build, imagenet = _RESNETS[depth]
+    pyramid = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+    pyramid = {} if levels == "p2_p6" else pyramid
     if weights == "none":
-        return _resnet_fpn_extractor(build(weights=None), trainable_layers=5)
+        return _resnet_fpn_extractor(build(weights=None), trainable_layers=5, **pyramid)
     resnet = build(weights=None, norm_layer=FrozenBatchNorm2d)
     if weights != "imagenet":
         load_resnet(resnet, read_weights(_existing_file(weights)), weights, depth)
     elif detector_weights is None:
         load_resnet(resnet, _fetch_imagenet(imagenet, depth), weights, depth)
-    return _resnet_fpn_extractor(resnet, trainable_layers)
+    return _resnet_fpn_extractor(resnet, trainable_layers, **pyramid)
 
 
 class MiniFPN(nn.Module):

@@ -1,4 +1,4 @@
-"""Weights of a detector's start, in torchvision's and detectron2's layouts. No code in a file is run."""
+"""Weights of a detector's start, in torchvision's, detectron2's or Detic's layout. No code in it is run."""
 
 import logging
 import pickle
@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from mflight.detection.public_weights import is_detics, name_detics
 
 logger = logging.getLogger(__name__)
 
@@ -98,19 +100,22 @@ def load_resnet(resnet: nn.Module, state: Mapping[str, Tensor], file: str | Path
 
 
 def load_detector(model: nn.Module, file: str | Path) -> None:
-    """Load the weights of a whole Mask R-CNN, or of its ResNet alone; heads of other classes are left out.
+    """Load the weights of a whole detector, or of its ResNet alone; heads of other classes are left out.
 
     Args:
-        model: from ``build_mask_rcnn``.
-        file: a state dict in torchvision's layout, such as that of ``maskrcnn_resnet50_fpn`` trained on COCO.
+        model: from ``build_mask_rcnn`` or ``build_centernet2``.
+        file: a state dict in torchvision's layout, such as that of ``maskrcnn_resnet50_fpn`` trained on COCO,
+            or Detic's.
 
     Raises:
         ValueError: if they are another network's.
     """
     state = read_weights(file)
+    if is_detics(state):
+        state = name_detics(state)
     if "conv1_w" in state or not any(key.startswith(("backbone.", "model.backbone.")) for key in state):
         body = getattr(model.backbone, "body", None)
-        if body is None:
+        if not hasattr(body, "layer3"):
             raise ValueError(f"weights={file} must be a whole detector's, this backbone takes no ResNet")
         depth = 101 if len(body.layer3) > 6 else 50
         load_resnet(body, state, file, depth)
@@ -134,7 +139,7 @@ def load_detector(model: nn.Module, file: str | Path) -> None:
     except RuntimeError as error:
         raise ValueError(f"weights={file} must fit the model: {_shape_of(error)}") from error
     missing = [key for key in result.missing_keys if key not in others and not _is_unused(key)]
-    _check_keys(file, "the state dict of this Mask R-CNN", missing, result.unexpected_keys)
+    _check_keys(file, "the state dict of this detector", missing, result.unexpected_keys)
 
 
 def _read(path: Path) -> Any:

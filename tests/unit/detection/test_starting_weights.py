@@ -190,7 +190,7 @@ def test_weights_of_another_network_are_refused_with_their_first_keys(tmp_path, 
     ):
         detector(3, tmp_path / "foreign.pth")
     torch.save({k: v for k, v in coco.items() if "fpn" not in k}, tmp_path / "half.pth")
-    with pytest.raises(ValueError, match=r"this Mask R-CNN, but it lacks \['backbone\.fpn"):
+    with pytest.raises(ValueError, match=r"this detector, but it lacks \['backbone\.fpn"):
         detector(3, tmp_path / "half.pth")
     with pytest.raises(
         ValueError, match=r"must fit the model: size mismatch for backbone\.fpn\.inner_blocks"
