@@ -92,8 +92,11 @@ class InstanceHeads(RoIHeads):
             targets,
         )
 
-    def _without_ignored(self, proposals: Tensor, target: Mapping[str, Tensor], min_iou: float) -> Tensor:
-        inside = is_ignored(proposals, target, self.ignore_overlap)
+    def _without_ignored(
+        self, proposals: Tensor, target: Mapping[str, Tensor], min_iou: float, visible: Tensor | None = None
+    ) -> Tensor:
+        """Leave out the proposals that lie, or whose ``visible`` parts lie, inside of an ignored part."""
+        inside = is_ignored(proposals if visible is None else visible, target, self.ignore_overlap)
         if inside is None:
             return proposals
         overlaps = box_iou(target["boxes"].to(proposals), proposals)  # [N, R]
@@ -145,10 +148,7 @@ class InstanceHeads(RoIHeads):
         positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
         proposals = [boxes[keep] for boxes, keep in zip(proposals, positive, strict=True)]
         matched = [index[keep] for index, keep in zip(matched, positive, strict=True)]
-        channels = [
-            self._mask_channel(target["labels"])[index]
-            for target, index in zip(targets, matched, strict=True)
-        ]
+        channels = [self._mask_channel(t["labels"])[index] for t, index in zip(targets, matched, strict=True)]
         logits = self._mask_branch(features, proposals, channels, image_shapes)
         kept = None if kept is None else kept[torch.cat(labels) > 0]
         weights = self.synthetic_losses.image_weights(targets, "masks")
@@ -210,10 +210,9 @@ class InstanceHeads(RoIHeads):
             _first_of_each(region if share else torch.arange(len(region), device=region.device))
             for _, region in found
         ]
-        mask_boxes = [p["boxes"][first] for (p, _), (first, _) in zip(found, drawn, strict=True)]
-        mask_channels = [
-            self._mask_channel(p["labels"][first]) for (p, _), (first, _) in zip(found, drawn, strict=True)
-        ]
+        chosen = [(p, first) for (p, _), (first, _) in zip(found, drawn, strict=True)]
+        mask_boxes = [p["boxes"][first] for p, first in chosen]
+        mask_channels = [self._mask_channel(p["labels"][first]) for p, first in chosen]
         mask_logits = self._mask_branch(features, mask_boxes, mask_channels, image_shapes)
         roi_masks = mask_logits.sigmoid()[:, None].split([len(boxes) for boxes in mask_boxes])
         for (prediction, _), (_, index), masks in zip(found, drawn, roi_masks, strict=True):

@@ -74,12 +74,47 @@ def test_every_loss_goes_with_lvis_and_knows_its_classes(name):
     assert loss.num_logits == 1203 + {"softmax": 1, "federated": 0, "seesaw": 2, "eqlv2": 1}[name]
 
 
-@pytest.mark.parametrize("base", [RUNTIME, BASELINE], ids=["mini", "lvis"])
+@pytest.mark.parametrize(
+    "base",
+    [RUNTIME, BASELINE, [*RUNTIME, "model=centernet2_mini"]],
+    ids=["mini", "lvis", "centernet2"],
+)
 def test_what_is_learnt_from_synthetic_images_reaches_every_loss(base):
     changes = ["synthesis.losses=[boxes,masks]", "synthesis.loss_weight=0.5"]
     model = instantiate(compose_with([*base, *changes]).model)
     for part in (model.rpn, model.roi_heads):
         assert part.synthetic_losses == SyntheticLosses(0.5, ("boxes", "masks"))
+
+
+@pytest.mark.parametrize("name", ["lvis_centernet2_r50", "lvis_centernet2_swin_b"])
+def test_centernet2_has_detics_settings(name):
+    cfg = compose_with([*RUNTIME, f"experiment={name}", "model.backbone.weights=none"])
+    baseline = compose_with([*RUNTIME, f"experiment={name}", "synthesis=none"])
+    assert baseline.synthesis.service is None and baseline.synthesis.synthetic_ratio == 0
+    is_swin = name.endswith("swin_b")
+    assert (cfg.trainer.max_steps, cfg.data.batch_size) == ((180_000, 32) if is_swin else (90_000, 64))
+    assert list(cfg.data.transform.crop_hw) == [896 if is_swin else 640] * 2
+    assert list(cfg.data.transform.jitter_range) == [0.1, 2.0]
+    assert (cfg.trainer.gradient_clip_val, cfg.trainer.gradient_clip_algorithm) == (1.0, "value")
+    optimizer = instantiate(cfg.optim.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert (group["lr"], group["weight_decay"]) == (1e-4 if is_swin else 2e-4, 1e-4)
+    (factor,) = instantiate(cfg.optim.lr_schedule)(optimizer).lr_lambdas
+    half = cfg.trainer.max_steps // 2
+    assert [factor(0), factor(half), factor(2 * half)] == pytest.approx([1e-4, 0.5, 0.0])
+    model = instantiate(cfg.model)
+    rpn, heads = model.rpn, model.roi_heads
+    assert (rpn.num_training, rpn.num_evaluation, rpn.nms_thresh) == ((4000, 2000), (1000, 256), 0.9)
+    assert (heads.score_thresh, heads.detections_per_img, heads.nms_thresh) == (0.02, 300, 0.5)
+    assert (heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction) == (512, 0.25)
+    assert heads.classification_loss._num_sampled == 49
+    assert heads.box_predictor[2].classifier.out_features == 1203
+    assert [coder.weights for coder in heads.box_coders] == [
+        (10, 10, 5, 5),
+        (20, 20, 10, 10),
+        (30, 30, 15, 15),
+    ]
 
 
 def test_the_prior_correction_is_a_plain_override():

@@ -13,6 +13,7 @@ from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.detector_check import DetectorCheck
 from mflight.training.segmentation import InstanceSegmentationModule
+from tests.unit.detection.test_centernet2 import build_tiny
 from tests.unit.synthesis.squares import categories, make_sample
 from tests.unit.training.foreign import ForeignModule
 
@@ -105,5 +106,7 @@ def test_it_refuses_what_it_cannot_judge():
     trainer = SimpleNamespace(datamodule=None)
     with pytest.raises(ValueError, match=r"min_score=0\.1 needs a detector of build_mask_rcnn, got Foreign"):
         DetectorCheck(min_score=0.1).setup(trainer, ForeignModule(), "fit")
+    with pytest.raises(ValueError, match=r"needs a detector of build_mask_rcnn, got GeneralizedRCNN"):
+        DetectorCheck(min_score=0.1).setup(trainer, torch.nn.ModuleDict({"model": build_tiny()}), "fit")
     with pytest.raises(ValueError, match=r"input_value=1\.5"):
         DetectorCheck(min_score=1.5)
