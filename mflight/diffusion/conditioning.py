@@ -188,12 +188,12 @@ class DoubleTowerConditioner(TextConditioner):
     Attributes:
         TOKENIZER_FOLDERS: where the tokenizers lie in a checkpoint.
         TOWERS: classes of the towers, by their folders in a checkpoint.
+        zeros_for_empty: whether the empty negative prompt is all zeros instead of an encoded "", as the
+            checkpoint was trained (``force_zeros_for_empty_prompt`` in its index).
 
     Args:
         tokenizers: those of the CLIP and of the OpenCLIP tower; they pad differently.
         text_encoders: both towers, the second with its projection.
-        zeros_for_empty: whether the empty negative prompt is all zeros instead of an encoded "", as the
-            checkpoint was trained (``force_zeros_for_empty_prompt`` in its index).
 
     Raises:
         ValueError: if the tokenizers have different vocabularies: what the towers make of a token would then
@@ -209,14 +209,10 @@ class DoubleTowerConditioner(TextConditioner):
         "text_encoder_2": CLIPTextModelWithProjection,
     }
 
-    def __init__(
-        self,
-        tokenizers: Sequence[CLIPTokenizerFast],
-        text_encoders: Sequence[torch.nn.Module],
-        zeros_for_empty: bool = True,
-    ):
+    zeros_for_empty: bool = True
+
+    def __init__(self, tokenizers: Sequence[CLIPTokenizerFast], text_encoders: Sequence[torch.nn.Module]):
         super().__init__(tokenizers, text_encoders)
-        self.zeros_for_empty = zeros_for_empty
         first, second = (tokenizer.get_vocab() for tokenizer in tokenizers)
         differing = sorted(token for token, _ in first.items() ^ second.items())
         if differing:

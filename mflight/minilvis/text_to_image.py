@@ -146,6 +146,9 @@ class _KeepingProcessor:
         return attn.to_out[1](attn.to_out[0](joined))
 
 
+_LOSS_WEIGHTS = {"velocity": 1.0, "token": 0.1, "pixel": 0.05, "outline": 0.3}
+
+
 class TextToImage(nn.Module):
     """Text encoder and UNet, trained together on velocity with grounded attention and a hint at the outline.
 
@@ -159,21 +162,12 @@ class TextToImage(nn.Module):
         tell what is in the clean image make a diffusion model learn faster).
     """
 
-    def __init__(
-        self,
-        vocabulary_size: int,
-        *,
-        token_weight: float = 0.1,
-        pixel_weight: float = 0.05,
-        outline_weight: float = 0.3,
-    ):
+    def __init__(self, vocabulary_size: int):
         super().__init__()
         self.text_encoder = build_text_encoder(vocabulary_size)
         self.unet = build_unet()
         self.scheduler = build_scheduler()
         self.outline_head = nn.Conv2d(self.unet.config.block_out_channels[1], STRIDE_PX**2, 1)
-        self.token_weight, self.pixel_weight = token_weight, pixel_weight
-        self.outline_weight = outline_weight
         self._kept: list[Tensor] = []
         keeping = _KeepingProcessor(self._kept)
         own = self.unet.attn_processors
@@ -199,12 +193,7 @@ class TextToImage(nn.Module):
         losses = {"velocity": F.mse_loss(predicted, velocity)}
         losses |= _grounding(self._kept, batch)
         losses["outline"] = F.binary_cross_entropy_with_logits(self.outline_head(features[0]), batch.outlines)
-        losses["total"] = (
-            losses["velocity"]
-            + self.token_weight * losses["token"]
-            + self.pixel_weight * losses["pixel"]
-            + self.outline_weight * losses["outline"]
-        )
+        losses["total"] = sum(weight * losses[name] for name, weight in _LOSS_WEIGHTS.items())
         self._kept.clear()
         return losses
 

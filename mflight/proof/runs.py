@@ -23,6 +23,7 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 _CONSOLE_FILE, _COMMITS_FILE = "console.txt", "commits.txt"
 _LAST_RESULT = "per_class.csv"  # what a run writes before it is whole once this is there
 _STOP_S = 120.0
+_NUM_LAST_LINES = 12
 _PR_SET_PDEATHSIG = 1
 
 
@@ -203,10 +204,10 @@ class TrainingProcess:
             self._process.kill()
             self._process.wait()
 
-    def last_lines(self, count: int = 12) -> str:
+    def last_lines(self) -> str:
         """Return the last lines that it has printed."""
         lines = self._console.read_text(errors="replace").replace("\r", "\n").splitlines()
-        return "\n".join([line for line in lines if line.strip()][-count:])
+        return "\n".join([line for line in lines if line.strip()][-_NUM_LAST_LINES:])
 
 
 def commit() -> str:

@@ -52,7 +52,7 @@ def test_a_batch_is_a_function_of_its_seed_and_marks_the_names(tokenizer):
 
 def test_the_losses_are_finite_and_their_sum_is_weighted(tokenizer):
     torch.manual_seed(0)
-    model = TextToImage(len(tokenizer), token_weight=0.1, pixel_weight=0.05, outline_weight=0.3)
+    model = TextToImage(len(tokenizer))
     batch = draw_batch(2, tokenizer, (0, 3), 0.0)
     losses = model(batch, torch.Generator().manual_seed(0))
     assert all(torch.isfinite(loss) for loss in losses.values())
