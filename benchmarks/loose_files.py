@@ -46,7 +46,7 @@ class LooseSeries:
 
 def loose_samples(load, rank, categories, shared, place):
     from mflight.synthesis.pool.reuse import hash_of
-    from mflight.synthesis.stream import to_target
+    from mflight.synthesis.pool_target import to_target
 
     seen = set()
     while True:

@@ -19,7 +19,8 @@ from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.pool.packing import decode_sample, encode_sample, unpack_sample
 from mflight.synthesis.pool.shards import PoolError
 from mflight.synthesis.pool.signals import ConsumptionTail
-from mflight.synthesis.stream import PoolStream, to_target
+from mflight.synthesis.pool_target import to_target
+from mflight.synthesis.stream import PoolStream
 from tests.unit.synthesis.squares import categories, make_sample
 
 
