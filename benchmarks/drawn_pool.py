@@ -18,7 +18,8 @@ from mflight.functional.masks import mask_to_annotation
 from mflight.minilvis.scene import Placement, draw_placement, draw_scene
 from mflight.minilvis.species import SPECIES
 from mflight.minilvis.textures import BACKGROUNDS
-from mflight.synthesis.pool.folder import PoolSample, PoolWriter
+from mflight.synthesis.pool.packing import PoolSample
+from mflight.synthesis.pool.writer import PoolWriter
 
 REGION_PX, COLUMNS = 64, 2
 RADIUS_RANGE_PX = (0.27 * REGION_PX, 0.47 * REGION_PX)  # as in the scenes the mini checkpoint is trained on

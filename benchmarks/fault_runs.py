@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from fault_trials import CAP, PATIENCE_S, Outcome
 
-from mflight.synthesis.pool.folder import PoolReader
-from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.index import PoolError
+from mflight.synthesis.pool.reader import PoolReader
 from mflight.synthesis.pool.signals import WorkerStatus
 from tests.run.batch_recorder import read_batches
 
@@ -235,7 +235,7 @@ def sample_ids(pool: Path) -> set[str]:
 def num_gaps(pool: Path) -> int:
     """Return how many requests before the last answered one nobody has answered."""
     reader = PoolReader(pool)
-    answered = {ref.sample_id for ref in reader.poll()} | reader.dropped_ids
+    answered = {ref.sample_id for ref in reader.poll()} | reader.ids("dropped")
     numbers = {int(name.rpartition("-")[2]) for name in answered}
     return max(numbers, default=-1) + 1 - len(numbers)
 

@@ -18,9 +18,9 @@ import torch
 
 from mflight.data.mixing import MixedBatches
 from mflight.data.share import SyntheticShare
-from mflight.synthesis.pool.folder import PoolReader
-from mflight.synthesis.pool.inspection import find_unacknowledged
-from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.index import INDEX_NAME, PoolError
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.recovery import find_unacknowledged
 from mflight.synthesis.service import ServiceReport, SynthesisService
 from mflight.synthesis.stream import PoolStream
 from mflight.synthesis.worker import WorkerSpec, run_worker
@@ -153,21 +153,21 @@ def disk_full(folder: Path, draws: random.Random, number: int) -> Outcome:
 
 def shard_cut(folder: Path, draws: random.Random, number: int) -> Outcome:
     """A shard is cut somewhere; what lies before the cut is used, the rest is drawn again."""
-    return _cut(folder, number, ".tar")
+    return _cut(folder, number, "shard-*.tar")
 
 
 def index_cut(folder: Path, draws: random.Random, number: int) -> Outcome:
-    """An index is cut somewhere; what it still speaks of is used, the rest is drawn again."""
-    return _cut(folder, number, ".idx.jsonl")
+    """The index is cut somewhere; a new one is made from the shards."""
+    return _cut(folder, number, INDEX_NAME)
 
 
-def _cut(folder: Path, number: int, suffix: str) -> Outcome:
+def _cut(folder: Path, number: int, name: str) -> Outcome:
     count, sixteenth = 16, number % NUM_CUTS
     draw_here(folder, count)
     trainer = LightTrainer(folder)
     if number % 2:  # a reader that has seen the whole file
         trainer.step(2)
-    (path,) = folder.glob(f"shard-*{suffix}")
+    (path,) = folder.glob(name)
     os.truncate(path, path.stat().st_size * sixteenth // NUM_CUTS)
     outcome = Outcome(told=bool(find_unacknowledged(folder)))
     intact = {f"7-{index:08d}" for index in read_indices(folder)}

@@ -40,8 +40,8 @@ from mflight.minilvis.judges import (  # noqa: E402
     train_segmenter,
 )
 from mflight.minilvis.species import SPECIES  # noqa: E402
-from mflight.synthesis.pool.folder import PoolReader  # noqa: E402
 from mflight.synthesis.pool.packing import PoolSample  # noqa: E402
+from mflight.synthesis.pool.reader import PoolReader  # noqa: E402
 
 NAMES = {species.category_id: species.name for species in SPECIES}
 CLASSIFIER_STEPS = 1500

@@ -159,7 +159,7 @@ def make_run(name: str, steps: int, seed: int, folder: Path, record: Record) -> 
         trained_steps = equal_time_steps(*(record.runs[key] for key in keys))
     drawn = str(folder / "drawn_pool")
     overrides = [override.replace(DRAWN_POOL, drawn) for override in ROWS[name]]
-    if overrides != ROWS[name] and not (folder / "drawn_pool" / "pool.json").is_file():
+    if overrides != ROWS[name] and not (folder / "drawn_pool" / "pool.db").is_file():
         draw_pool(folder / "drawn_pool")
     overrides = [*overrides, *FIXED, f"trainer.max_steps={trained_steps}", f"seed={seed}"]
     cfg = compose("train", overrides)

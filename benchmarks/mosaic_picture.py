@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from mflight.data.lvis import read_categories
 from mflight.functional.masks import rle_decode
-from mflight.synthesis.pool.folder import PoolReader, PoolSample
+from mflight.synthesis.pool.packing import PoolSample
+from mflight.synthesis.pool.reader import PoolReader
 
 COLOURS = ((255, 64, 64), (64, 224, 64), (255, 224, 32), (255, 64, 255))
 SCALE, COLUMNS = 2, 6

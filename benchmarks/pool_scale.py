@@ -5,7 +5,7 @@
 
 Generators are replaced by a clock that emits stored samples of about 120 kB. (a) Endurance: writers append
 ``--samples`` samples at ``--rate`` a second, each with the loop of a generator process (throttle, agenda, one
-fsync for the shard and one for the index), and evict; readers take each sample once through ``PoolStream``,
+fsync and one commit a sample), and evict; readers take each sample once through ``PoolStream``,
 decoded, with its target. (b) Burst: the same without the clock, ``--burst`` samples. (c) The alternative to
 (b): loose ``.jpg`` and ``.json`` files, each written aside, synced and renamed; each writer removes its
 oldest, readers list the folder. Memory is that of the writers and readers alone (their private pages),
@@ -32,9 +32,8 @@ from loose_files import LooseSeries, loose_samples
 from stored_sample import CATEGORIES, PICTURE_BYTES, SIDE_PX, stored_sample
 
 from mflight.synthesis.pool.agenda import Agenda
-from mflight.synthesis.pool.eviction import bounded_shard
-from mflight.synthesis.pool.folder import PoolWriter
-from mflight.synthesis.pool.throttle import Throttle
+from mflight.synthesis.pool.throttle import Throttle, bounded_shard
+from mflight.synthesis.pool.writer import PoolWriter
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,9 @@ class PoolSeries:
         self.batch_size = load.batch_size
         self.writer = PoolWriter(load.folder, f"w{place}", **bounded_shard(load.writers, **bounds))
         high_water = load.max_bytes // (3 * PICTURE_BYTES)  # of three parts of the pool, one is unused
-        marks = {"high_water": high_water, "when_full": "evict"}
-        crowd = {"num_workers": load.writers, "batch_size": load.batch_size}
-        self.throttle = Throttle(load.folder, **marks, **bounds, **crowd)
+        self.throttle = Throttle(self.writer.index, high_water=high_water, when_full="evict", **bounds)
         share = {"worker_index": place, "num_workers": load.writers, "max_requests": load.samples}
-        self.agenda = Agenda(self.throttle, request_id, **share)
+        self.agenda = Agenda(self.writer.index, request_id, **share)
 
     def take(self):
         if self.agenda.is_done():
@@ -143,7 +140,7 @@ def read(load, place, shared):
 
 
 def pool_samples(load, rank, categories, shared, place):
-    from mflight.synthesis.pool.shards import PoolError
+    from mflight.synthesis.pool.index import PoolError
     from mflight.synthesis.stream import PoolStream
 
     settings = {"rank": rank, "world_size": load.readers, "max_reuse": 1}

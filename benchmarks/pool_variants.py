@@ -31,8 +31,8 @@ from drawn_pool import draw_mosaics  # noqa: E402
 from mask_quality import Judges, labeled, measure, read_pool  # noqa: E402
 
 from mflight.functional.masks import mask_to_annotation, mask_to_box, rle_decode  # noqa: E402
-from mflight.synthesis.pool.folder import PoolWriter  # noqa: E402
 from mflight.synthesis.pool.packing import PoolSample  # noqa: E402
+from mflight.synthesis.pool.writer import PoolWriter  # noqa: E402
 
 
 def confirm(sample: PoolSample, judges: Judges) -> PoolSample:

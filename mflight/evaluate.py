@@ -18,6 +18,7 @@ from rich.table import Table
 from mflight.evaluation.figure_files import require_folders, write_figures
 from mflight.evaluation.lvis_package import compare_with_package
 from mflight.mistakes import tells_mistakes
+from mflight.synthesis.pool.index import INDEX_NAME, holds_pool
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
 _QUESTIONS = {
@@ -154,8 +155,8 @@ def evaluate_pool(
         FileNotFoundError: if there is no pool, no SAM checkpoint, or the folder of an output does not exist.
     """
     require_folders(output, per_class)
-    if not (Path(pool) / "pool.json").is_file():
-        raise FileNotFoundError(f"pool must be a pool folder, found no pool.json in {pool}")
+    if not holds_pool(pool):
+        raise FileNotFoundError(f"pool must be a pool folder, found no {INDEX_NAME} in {pool}")
     from mflight.detection.segment_anything import SegmentAnything
     from mflight.evaluation.mask_quality import compare_masks
 
@@ -215,8 +216,8 @@ def figures_table(figures: Figures) -> Table:
 
 def _labeled_images(pool: Path, max_images: int | None) -> Iterator[Any]:
     from mflight.functional.masks import rle_decode
-    from mflight.synthesis.pool.folder import PoolReader
-    from mflight.synthesis.pool.shards import PoolError
+    from mflight.synthesis.pool.index import PoolError
+    from mflight.synthesis.pool.reader import PoolReader
 
     reader = PoolReader(pool)
     for ref in reader.poll()[:max_images]:

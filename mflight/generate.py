@@ -18,13 +18,19 @@ from rich.table import Table
 from mflight.data.files import LVIS_DOWNLOADS
 from mflight.mistakes import Mistake, tells_mistakes
 from mflight.synthesis.generator_settings import GeneratorSettings
-from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.agenda import ids_of_seed
+from mflight.synthesis.pool.reader import PoolReader
 from mflight.synthesis.pool.settings import describe_settings, keep_settings
 from mflight.synthesis.pool.signals import WorkerStatus
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.service import ServiceReport, SynthesisService
 
 _CONFIG_PATH = str(Path(__file__).resolve().parents[1] / "conf")
 _POLL_S, _NOTE_S = 0.5, 10.0
+_ANSWERS = """
+    SELECT request_index, state FROM requests WHERE request_id GLOB ? AND request_index >= ?
+    ORDER BY request_index
+"""
 
 
 class GenerationError(Mistake):
@@ -58,11 +64,11 @@ def generate(cfg: DictConfig, console: Console) -> dict[str, int]:
     _prepare_dataset(cfg.data)
     _resolve_devices(cfg.synthesis)
     planner = _check_generator(cfg)
-    tally = _Tally(folder, planner, cfg)
     settings: GeneratorSettings = instantiate(cfg.synthesis.service)
     service = settings.build_service()
     for index in range(len(cfg.synthesis.devices)):  # refuses a pool that is written to, or is none
         PoolWriter(folder, f"w{index}").close()
+    tally = _Tally(folder, planner, cfg)
     keep_settings(folder, cfg.seed, _describe_settings(cfg, planner), is_new=not tally.has_answers)
     if tally.left:
         earlier_pids = {status.pid for status in _statuses(folder, cfg)}
@@ -99,30 +105,25 @@ class _Tally:
     def __init__(self, folder: Path, planner: Any, cfg: DictConfig):
         self._reader, self._planner = PoolReader(folder), planner
         self._num_samples, self._num_requests = cfg.num_samples, cfg.num_requests
-        self._kept_ids: set[str] = set()
         self.kept = self.dropped = self.dropped_in_a_row = 0
         self.update()
 
     def update(self) -> None:
         """Look into the pool."""
-        self._kept_ids.update(ref.sample_id for ref in self._reader.poll())
-        while (is_kept := self._answer(self.kept + self.dropped)) is not None:
-            self.kept, self.dropped = self.kept + is_kept, self.dropped + (not is_kept)
-            self.dropped_in_a_row = 0 if is_kept else self.dropped_in_a_row + 1
-
-    def _answer(self, index: int) -> bool | None:
-        """Return whether the request gave a sample; None where it is still open."""
-        request_id = self._planner.request_id(index)
-        if request_id in self._kept_ids or request_id in self._reader.evicted_ids:
-            return True
-        return False if request_id in self._reader.dropped_ids else None
+        for index, state in self._answers(self.kept + self.dropped):
+            if index > self.kept + self.dropped:  # one before it is open
+                break
+            self.kept, self.dropped = self.kept + (state != "dropped"), self.dropped + (state == "dropped")
+            self.dropped_in_a_row = self.dropped_in_a_row + 1 if state == "dropped" else 0
 
     @property
     def has_answers(self) -> bool:
         """Whether any request of the seed is answered, also behind one that is open."""
-        seed = self._planner.request_id(0).rpartition("-")[0]
-        answered = self._kept_ids | self._reader.evicted_ids | self._reader.dropped_ids
-        return any(request_id.rpartition("-")[0] == seed for request_id in answered)
+        return bool(self._answers(0))
+
+    def _answers(self, start: int) -> list[tuple[int, str]]:
+        """Return number and state of the seed's answered requests, rising from a number on."""
+        return self._reader.rows(_ANSWERS, ids_of_seed(self._planner.request_id(0)), start)
 
     @property
     def goal(self) -> int:

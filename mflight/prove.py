@@ -42,6 +42,7 @@ from mflight.proof.page import proof_to_html
 from mflight.proof.record import build_record
 from mflight.proof.runs import Run
 from mflight.proof.schedule import RunFailedError, all_cores, divide_machine, hardware, run_all, visible_gpus
+from mflight.synthesis.pool.index import holds_pool
 from mflight.training.compared_runs import settings_of
 
 RECORD_FILE, PAGE_FILE, _LOCK_FILE = "proof.json", "proof.html", ".lock"
@@ -107,7 +108,7 @@ class Proof:
             require_dataset({key: self.cfg.data[key] for key in DATASET_KEYS})
         pool = self.cfg.paths.pool_dir
         if self.cfg.synthesis.service is None:
-            if not (Path(pool) / "pool.json").is_file():
+            if not holds_pool(pool):
                 raise FileNotFoundError(f"synthesis=replay needs a pool, paths.pool_dir={pool} holds none")
         elif sets_key(self._overrides, "paths.pool_dir"):
             raise ValueError(

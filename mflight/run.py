@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from mflight.synthesis.generator_check import check_generator
+from mflight.synthesis.pool.index import INDEX_NAME, holds_pool
 from mflight.synthesis.pool.locks import hold_pool
 from mflight.synthesis.pool_classes import check_pool_classes
 from mflight.training.callbacks.stop_signals import Stopped, StopSignals
@@ -138,9 +139,9 @@ def _pool_dir(cfg: DictConfig) -> Path | None:
 def _check_pool(cfg: DictConfig) -> None:
     """Replay needs a pool that is there; only a generator makes one."""
     pool_dir = _pool_dir(cfg)
-    if pool_dir is not None and cfg.synthesis.service is None and not (pool_dir / "pool.json").is_file():
+    if pool_dir is not None and cfg.synthesis.service is None and not holds_pool(pool_dir):
         raise FileNotFoundError(
-            f"synthesis=replay needs a pool, paths.pool_dir={pool_dir} holds none (no pool.json)"
+            f"synthesis=replay needs a pool, paths.pool_dir={pool_dir} holds none (no {INDEX_NAME})"
         )
 
 
@@ -174,7 +175,7 @@ def _check_synthesis(cfg: DictConfig, datamodule: MixedDataModule) -> None:
         check_generator(planner, synthesizer, cfg.diffusion.unknown_classes)
         pool_dir = Path(cfg.paths.pool_dir)
         pool_dir.mkdir(parents=True, exist_ok=True)
-        with hold_pool(pool_dir, wait=False):  # generators need a folder that can be written and locked
+        with hold_pool(pool_dir):  # generators need a folder that can be written and locked
             pass
     check_pool_classes(cfg.paths.pool_dir, datamodule.train_categories)
 

@@ -21,9 +21,9 @@ from mflight.proof.plots import (
     tone,
 )
 from mflight.synthesis.gallery_page import describe_sample
-from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.index import PoolError, holds_pool
 from mflight.synthesis.pool.packing import PoolSample
-from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.reader import PoolReader
 
 _NUM_ENDS = 20  # classes shown at each end where there are more than twice as many
 _NUM_PICTURES, _THUMBNAIL_PX, _QUALITY = 4, 320, 82
@@ -237,7 +237,7 @@ def _pictures(record: Record, pools: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _samples_with(pools: Sequence[Path], category_id: int, count: int) -> list[PoolSample]:
     """Return some samples that hold a class, in turn from each pool."""
-    sources = [_read_samples(pool, category_id) for pool in pools if (pool / "pool.json").is_file()]
+    sources = [_read_samples(pool, category_id) for pool in pools if holds_pool(pool)]
     found: list[PoolSample] = []
     while sources and len(found) < count:
         for source in list(sources):

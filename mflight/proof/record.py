@@ -10,7 +10,7 @@ from typing import Any
 from mflight.proof.arms import ACCOUNTS, SYNTHESIS, machine_s
 from mflight.proof.difference import paired_difference, paired_differences
 from mflight.proof.runs import Run
-from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.reader import PoolReader
 
 IOU_TYPES = ("segm", "bbox")
 FIGURES = ("AP", "AP50", "APr", "APc", "APf")
@@ -139,9 +139,8 @@ def _count_regions(pools: Sequence[Path]) -> tuple[dict[int, int], dict[int, int
     for pool in pools:
         if not pool.is_dir():
             continue
-        reader = PoolReader(pool)
-        reader.poll()
-        for counted, counts in ((drawn, reader.acceptance.num_drawn), (kept, reader.acceptance.num_kept)):
+        counts_of_pool = PoolReader(pool).acceptance()
+        for counted, counts in ((drawn, counts_of_pool.num_drawn), (kept, counts_of_pool.num_kept)):
             for category_id, number in counts.items():
                 counted[category_id] = counted.get(category_id, 0) + number
     return drawn, kept

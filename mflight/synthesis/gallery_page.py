@@ -16,9 +16,9 @@ from PIL import Image
 from mflight.functional.masks import resize_mask, rle_decode
 from mflight.functional.polygons import mask_to_polygons
 from mflight.synthesis.lvis_export import categories_of
-from mflight.synthesis.pool.folder import PoolReader, SampleRef
+from mflight.synthesis.pool.index import INDEX_NAME, PoolError, holds_pool
 from mflight.synthesis.pool.packing import PoolSample
-from mflight.synthesis.pool.shards import DroppedLine, IndexTail, PoolError, list_indexes
+from mflight.synthesis.pool.reader import PoolReader, SampleRef
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,10 @@ class RegionCounts:
         names: of the classes, by ``category_id``.
         by_class: counts of verdicts by ``category_id``; a verdict is ``"kept"``, the name of the rule that
             rejected a region, or ``"lost"`` for a good region of a dropped canvas.
-        unknown: verdicts of regions whose class the pool does not tell.
     """
 
     names: dict[int, str] = field(default_factory=dict)
     by_class: dict[int, Counter] = field(default_factory=lambda: defaultdict(Counter))
-    unknown: Counter = field(default_factory=Counter)
 
     def add_sample(self, sample: PoolSample) -> None:
         """Count the regions of a kept canvas."""
@@ -49,18 +47,14 @@ class RegionCounts:
         for region in sample.regions:
             self.by_class[region["category_id"]][region["rejected"] or _KEPT] += 1
 
-    def add_dropped(self, line: DroppedLine) -> None:
+    def add_dropped(self, regions: Iterable[tuple[int, str | None]]) -> None:
         """Count the regions of a dropped canvas, of which the pool keeps no image."""
-        if line.regions:
-            for category_id, rule in line.regions:
-                self.by_class[category_id][rule or _LOST] += 1
-        else:
-            self.unknown.update(line.rejected)
-            self.unknown[_LOST] += line.num_regions - sum(line.rejected.values())
+        for category_id, rule in regions:
+            self.by_class[category_id][rule or _LOST] += 1
 
     def to_dict(self) -> dict[str, Any]:
         """The counts as JSON types, classes with most regions first."""
-        total = sum(self.by_class.values(), Counter()) + self.unknown
+        total = sum(self.by_class.values(), Counter())
         rules = [rule for rule, _ in total.most_common() if rule not in (_KEPT, _LOST)]
         classes = [
             {
@@ -71,7 +65,7 @@ class RegionCounts:
             for category_id, counts in self.by_class.items()
         ]
         classes.sort(key=lambda one: (-self.by_class[one["id"]].total(), one["name"]))
-        return {"rules": rules, "total": _split(total), "unknown": _split(self.unknown), "classes": classes}
+        return {"rules": rules, "total": _split(total), "classes": classes}
 
 
 def pool_to_html(
@@ -96,24 +90,23 @@ def pool_to_html(
     for name, value in (("max_images", max_images), ("thumbnail_px", thumbnail_px)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not (folder / "pool.json").is_file():
-        raise FileNotFoundError(f"{folder} is no pool: it has no pool.json")
+    if not holds_pool(folder):
+        raise FileNotFoundError(f"{folder} is no pool: it has no {INDEX_NAME}")
     reader, counts = PoolReader(folder), RegionCounts()
-    refs = list({ref.sample_id: ref for ref in reader.poll()}.values())
+    refs = reader.poll()
     shown = {refs[index].sample_id for index in _spread(len(refs), max_images)}
     samples = []
     for sample in _read_all(reader, refs):
         counts.add_sample(sample)
         if sample.sample_id in shown:
             samples.append(describe_sample(sample, thumbnail_px, quality))
-    num_dropped = 0
-    for line in _dropped_lines(folder):
-        counts.add_dropped(line)
-        num_dropped += 1
+    dropped = reader.rows("SELECT regions FROM requests WHERE state = 'dropped' ORDER BY number")
+    for (regions,) in dropped:
+        counts.add_dropped(json.loads(regions))
     data = {
         "name": folder.resolve().name,
         "num_samples": len(refs),
-        "num_dropped": num_dropped,
+        "num_dropped": len(dropped),
         "set_aside": list(reader.set_aside.values()),
         "counts": counts.to_dict(),
         "samples": samples,
@@ -143,19 +136,6 @@ def _read_all(reader: PoolReader, refs: Iterable[SampleRef]) -> Iterable[PoolSam
         except PoolError as error:
             logger.warning("left out: %s", error)
             reader.set_aside[ref.sample_id] = str(error)
-
-
-def _dropped_lines(folder: Path) -> Iterable[DroppedLine]:
-    seen: set[str] = set()
-    for path in list_indexes(folder):
-        try:
-            lines = IndexTail(path).read_new()
-        except (PoolError, FileNotFoundError):
-            continue  # the reader has said so, or the shard has made room
-        for line in lines:
-            if isinstance(line, DroppedLine) and line.sample_id not in seen:
-                seen.add(line.sample_id)
-                yield line
 
 
 def describe_sample(sample: PoolSample, thumbnail_px: int, quality: int) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from mflight.functional.masks import rle_decode
 from mflight.functional.polygons import mask_to_polygons
 from mflight.synthesis import yolo_files
 from mflight.synthesis.annotation_file import AddedEntries, AnnotationFile
-from mflight.synthesis.pool.folder import PoolReader, SampleRef
-from mflight.synthesis.pool.packing import PoolSample, stored_image
-from mflight.synthesis.pool.shards import PoolError, read_span
+from mflight.synthesis.pool.index import INDEX_NAME, PoolError, holds_pool
+from mflight.synthesis.pool.packing import PoolSample, suffix_of
+from mflight.synthesis.pool.reader import PoolReader
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ def export_pool(
         FileNotFoundError: if there is no pool, or no file to merge.
     """
     pool_dir, output = Path(pool_dir), Path(output).absolute()
-    if not (pool_dir / "pool.json").is_file():
-        raise FileNotFoundError(f"{pool_dir} is no pool: it has no pool.json")
+    if not holds_pool(pool_dir):
+        raise FileNotFoundError(f"{pool_dir} is no pool: it has no {INDEX_NAME}")
     if merge is not None and not Path(merge).is_file():
         raise FileNotFoundError(f"the file to merge must be an annotation file, found no file at {merge}")
     _check_replaceable(output, [pool_dir, *([] if merge is None else [Path(merge)])], overwrite)
@@ -139,17 +139,16 @@ class _Export:
 
     def add_all(self) -> None:
         """Take over every sample that can be read, in order of the requests."""
-        refs = {ref.sample_id: ref for ref in self._reader.poll()}  # the last place of each counts
-        self.num_unreadable = len(self._reader.set_aside)
-        for ref in refs.values():
+        refs = self._reader.poll()
+        self.num_unreadable = len(self._reader.ids("kept")) - len(refs)  # in torn shards
+        for ref in refs:
             try:
-                sample = self._reader.read(ref)
-                picture, suffix = _stored(self._reader.folder, ref)
+                sample, picture = self._reader.read(ref), self._reader.read_encoded(ref).picture
             except PoolError as error:
                 logger.warning("left out: %s", error)
                 self.num_unreadable += 1
                 continue
-            self._add(sample, f"{sample.sample_id}{suffix}", picture)
+            self._add(sample, f"{sample.sample_id}{suffix_of(picture)}", picture)
 
     def _add(self, sample: PoolSample, name: str, picture: bytes) -> None:
         asked_for = sorted({region["category_id"] for region in sample.regions})
@@ -221,10 +220,6 @@ def categories_of(sample: PoolSample) -> list[dict[str, Any]]:
         definition = prompt["text"][slice(*span)] if span else ""
         entries.append({"id": category_id, "name": name, "def": definition, "synonyms": [name], "synset": ""})
     return entries
-
-
-def _stored(folder: Path, ref: SampleRef) -> tuple[bytes, str]:
-    return stored_image(read_span(folder / ref.shard, ref.offset, ref.size, ref.crc32))
 
 
 def _filled_area(polygons: Iterable[Sequence[int]]) -> float:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mflight.data.categories import Categories, name_conflict
 from mflight.synthesis.lvis_export import categories_of
-from mflight.synthesis.pool.folder import PoolReader
-from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.index import PoolError
+from mflight.synthesis.pool.reader import PoolReader
 
 _NUM_SAMPLES = 100
 _MAX_UNKNOWN = 0.1  # share of samples with a class that the dataset does not have

@@ -10,8 +10,8 @@ from torchvision.io import ImageReadMode, decode_image
 from mflight.data.categories import Categories
 from mflight.data.target import Target
 from mflight.functional.masks import RLE, mask_areas, rle_decode_box
+from mflight.synthesis.pool.index import PoolError
 from mflight.synthesis.pool.packing import EncodedSample
-from mflight.synthesis.pool.shards import PoolError
 
 
 def to_target(

@@ -1,11 +1,11 @@
 """The trainer's view of the pool: which sample comes next under a cap of uses."""
 
 import contextlib
+import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, validate_call
 from torch import Tensor
@@ -13,21 +13,19 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mflight.data.categories import Categories
 from mflight.data.target import Target
-from mflight.synthesis.pool.acceptance import AcceptanceCounts
-from mflight.synthesis.pool.folder import PoolReader, SampleRef
+from mflight.synthesis.pool.index import PoolError, tell_uses
+from mflight.synthesis.pool.reader import PoolReader, SampleRef
 from mflight.synthesis.pool.reuse import ReuseQueue, hash_of
-from mflight.synthesis.pool.shards import PoolError
-from mflight.synthesis.pool.signals import forget_consumption, write_consumption
 from mflight.synthesis.pool_target import to_target
 
 
 class PoolStream(IterableDataset):
     """Hands out the samples of a pool: fresh ones before used ones, none more often than the cap.
 
-    Fresh samples come in order of their requests; then the least used one comes, the oldest or one drawn by
-    the seed. A sample belongs to one training rank, by a hash of its id, so ranks never share its uses. The
-    order depends on the samples and their uses alone: two replays of one pool are equal. Samples that are
-    evicted from the pool are forgotten with their uses; no writer draws them again.
+    Fresh samples come in order of their requests; then one of the least used ones comes, drawn by the seed. A
+    sample belongs to one training rank, by a hash of its id, so ranks never share its uses. The order depends
+    on the samples and their uses alone: two replays of one pool are equal. Samples that are evicted from the
+    pool are forgotten with their uses; no writer draws them again.
 
     Iterating yields decoded samples until none may be used any more; ``next_ref`` and ``read`` are the two
     halves of it, for a loader that decides in one process and reads in another.
@@ -36,14 +34,13 @@ class PoolStream(IterableDataset):
         pool_dir: the pool folder; it may appear later.
         categories: give the labels.
         max_reuse: largest number of uses of one sample, the first one included.
-        order: which of the least used samples comes first once all are used.
         rank: of this training process.
         world_size: number of training processes.
         poll_interval_s: shortest time between two looks into the folder, in seconds.
-        seed: of the ``random`` order.
+        seed: of the order of used samples.
         background_loss: whether the detector learns from the background of synthetic images. Only the classes
             asked for are known in them, so their background may show others; False leaves it out of the loss.
-        publish: tell the generators, in the pool folder, how many samples have been used; they pause by it.
+        publish: tell the generators, in the pool's index, which samples have been used; they pause by it.
 
     Raises:
         ValueError: if ``rank`` is not below ``world_size``.
@@ -56,7 +53,6 @@ class PoolStream(IterableDataset):
         pool_dir: str | Path,
         categories: Categories,
         max_reuse: Annotated[int, Field(ge=1)] = 8,
-        order: Literal["random", "oldest"] = "random",
         rank: Annotated[int, Field(ge=0)] = 0,
         world_size: Annotated[int, Field(ge=1)] = 1,
         poll_interval_s: Annotated[float, Field(ge=0.0)] = 1.0,
@@ -67,16 +63,15 @@ class PoolStream(IterableDataset):
         if rank >= world_size:
             raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
         self._reader = PoolReader(pool_dir)
-        self._queue = ReuseQueue(max_reuse=max_reuse, order=order, seed=seed)
+        self._queue = ReuseQueue(max_reuse=max_reuse, seed=seed)
         self._categories, self._background_loss = categories, background_loss
         self._rank, self._world_size = rank, world_size
         self._poll_interval_s, self._publishes = poll_interval_s, publish
         self._polled_at = -float("inf")
-        self._published: Counter[str] | None = None
+        self._untold: set[str] = set()  # samples whose uses have changed
         self._has_loaded = False
-        self.num_missed = 0
         if publish and rank == 0:
-            forget_consumption(self._reader.folder)
+            self._tell_uses(forget_others=True)
 
     @property
     def num_samples(self) -> int:
@@ -86,12 +81,7 @@ class PoolStream(IterableDataset):
     @property
     def num_used(self) -> int:
         """How many samples in the pool this rank has used at least once."""
-        return self._queue.used_of_shard.total()
-
-    @property
-    def num_evicted(self) -> int:
-        """How many samples of all ranks have made room for others."""
-        return len(self._reader.evicted_ids)
+        return self._queue.num_used
 
     @property
     def num_uses_in_all(self) -> int:
@@ -113,14 +103,8 @@ class PoolStream(IterableDataset):
 
         A class that an image shows twice counts twice, up to a share of 1.
         """
-        self._poll()
-        kept = self._reader.acceptance
+        kept = self._reader.acceptance()
         return {category_id: min(1.0, n / kept.num_images) for category_id, n in kept.num_kept.items()}
-
-    @property
-    def acceptance(self) -> AcceptanceCounts:
-        """Regions drawn and kept by class, over all ranks, as far as the pool has been looked at."""
-        return self._reader.acceptance
 
     @property
     def set_aside(self) -> dict[str, str]:
@@ -132,7 +116,10 @@ class PoolStream(IterableDataset):
         if look_now:
             self._polled_at = -float("inf")
         self._poll()
-        return self._queue.take()
+        ref = self._queue.take()
+        if ref is not None:
+            self._untold.add(ref.sample_id)
+        return ref
 
     def is_used_up(self) -> bool:
         """Look into the pool now, and return whether it holds no sample that may still be used."""
@@ -160,12 +147,11 @@ class PoolStream(IterableDataset):
         """Take back uses that were handed out and never reached the training."""
         for ref in refs:
             self._queue.release(ref.sample_id)
+            self._untold.add(ref.sample_id)
 
     def discard(self, ref: SampleRef) -> None:
-        """Never hand out this sample again: it cannot be read. One that was evicted counts as missed."""
+        """Never hand out this sample again, unless it comes from another place: it cannot be read."""
         self._queue.discard(ref.sample_id)
-        if not (self._reader.folder / ref.shard).exists():
-            self.num_missed += 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
         worker = get_worker_info()
@@ -185,6 +171,7 @@ class PoolStream(IterableDataset):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the uses of a checkpoint; the samples themselves are found in the folder again."""
+        self._untold.update(self._queue.uses, state["uses"])
         self._queue.load_uses(state["uses"])
         self._has_loaded = True
 
@@ -198,15 +185,13 @@ class PoolStream(IterableDataset):
                 self._queue.add(ref)
         self._queue.forget(self._reader.newly_evicted)
         if self._has_loaded:  # a checkpoint may know samples that were evicted since
-            self._queue.forget_uses(self._reader.evicted_ids)
+            self._queue.forget_uses(self._reader.ids("evicted"))
             self._has_loaded = False
-        if self._publishes and self._reader.folder.is_dir():
-            with contextlib.suppress(OSError):  # a full disk stops the generators, not the training
-                self._publish()
+        if self._publishes and self._untold:
+            self._tell_uses()
 
-    def _publish(self) -> None:
-        used = self._queue.used_of_shard
-        if used != self._published:
-            place = {"rank": self._rank, "world_size": self._world_size}
-            write_consumption(self._reader.folder, **place, used_samples=used)
-            self._published = used
+    def _tell_uses(self, *, forget_others: bool = False) -> None:
+        uses = {sample_id: self._queue.uses.get(sample_id, 0) for sample_id in self._untold}
+        with contextlib.suppress(OSError, sqlite3.Error):  # a full disk stops only the generators
+            tell_uses(self.folder, uses, forget_others=forget_others)
+            self._untold.clear()

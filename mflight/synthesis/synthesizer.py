@@ -19,7 +19,7 @@ from mflight.diffusion.tokens import LostNameError
 from mflight.functional.masks import mask_to_annotation
 from mflight.synthesis.filters import FilteredCanvas, FilteredRegion, RegionFilter, RejectionRule
 from mflight.synthesis.labeler import AttentionLabeler
-from mflight.synthesis.pool.folder import PoolSample
+from mflight.synthesis.pool.packing import PoolSample
 from mflight.synthesis.request import MosaicRequest
 
 logger = logging.getLogger(__name__)

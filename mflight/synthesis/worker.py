@@ -23,10 +23,10 @@ from hydra.utils import instantiate
 from mflight.mistakes import tell
 from mflight.synthesis.generator_settings import GeneratorSettings
 from mflight.synthesis.pool.agenda import Agenda
-from mflight.synthesis.pool.eviction import bounded_shard
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.index import PoolIndex
 from mflight.synthesis.pool.signals import WorkerStatus
-from mflight.synthesis.pool.throttle import Throttle
+from mflight.synthesis.pool.throttle import Throttle, bounded_shard
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.shortages import check_room, is_disk_full
 from mflight.synthesis.shrinking_batches import ShrinkingBatches
 from mflight.synthesis.turns import Turns
@@ -123,9 +123,7 @@ class _Worker:
         self._settings = settings = spec.settings
         self._is_told_to_stop = False
         turns = Turns(settings.pool_dir) if settings.takes_turns else None
-        self._throttle = build_throttle(
-            settings, num_workers=len(settings.devices), batch_size=settings.batch_size
-        )
+        self._throttle = build_throttle(settings, writer.index)
         self._batches = ShrinkingBatches(None, settings.batch_size)
         self._publish("loading")
         self._planner, synthesizer = _build(settings, settings.devices[spec.index])
@@ -136,7 +134,7 @@ class _Worker:
     def run(self) -> None:
         """Answer requests until they end, or until told to stop."""
         agenda = Agenda(
-            self._throttle,
+            self._writer.index,
             self._planner.request_id,
             worker_index=self._spec.index,
             num_workers=len(self._settings.devices),
@@ -219,16 +217,15 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def build_throttle(settings: GeneratorSettings, **pace: int) -> Throttle:
-    """Return what pauses drawing; ``pace`` is that of workers that look by turns, see ``Throttle``."""
+def build_throttle(settings: GeneratorSettings, index: PoolIndex) -> Throttle:
+    """Return what pauses drawing, given the index of the pool."""
     return Throttle(
-        settings.pool_dir,
+        index,
         high_water=settings.high_water,
         low_water=settings.low_water,
         max_samples=settings.max_samples,
         max_bytes=settings.max_bytes,
         when_full=settings.when_full,
-        **pace,
     )
 
 

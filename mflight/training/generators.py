@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from mflight.synthesis.generator_settings import GeneratorSettings
-from mflight.synthesis.pool.inspection import find_unacknowledged
+from mflight.synthesis.pool.recovery import find_unacknowledged
 from mflight.synthesis.pool.signals import is_generating, mark_generating
 from mflight.synthesis.service import ServiceReport
 from mflight.synthesis.turns import Turns

@@ -14,6 +14,7 @@ from mflight.data.lvis import read_categories
 from mflight.data.transforms import EvalTransform
 from mflight.detection.proposals import ProposalNetwork
 from mflight.detection.verification import judge_instances
+from mflight.synthesis.pool.index import INDEX_NAME, holds_pool
 from mflight.synthesis.pool_classes import check_pool_classes
 from mflight.synthesis.stream import PoolStream
 from mflight.training.checkpoint_io import open_checkpoint
@@ -45,8 +46,8 @@ def check_pool(
         ValueError: if the checkpoint is another detector's than ``build_mask_rcnn``'s.
     """
     run_dir, checkpoint_file = find_checkpoint(checkpoint)
-    if not (Path(pool) / "pool.json").is_file():
-        raise FileNotFoundError(f"pool must be a pool folder, found no pool.json in {pool}")
+    if not holds_pool(pool):
+        raise FileNotFoundError(f"pool must be a pool folder, found no {INDEX_NAME} in {pool}")
     cfg = load_run_config(run_dir, overrides)
     categories = read_categories(Path(cfg.data.train_annotations))
     check_pool_classes(pool, categories)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mflight.functional.masks import rle_decode
-from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.reader import PoolReader
 from tests.unit.synthesis.small_pool import fill_pool
 
 ROOT = Path(__file__).parents[2]

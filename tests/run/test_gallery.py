@@ -9,7 +9,8 @@ import pytest
 
 from mflight import gallery
 from mflight.mistakes import MistakeExit
-from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.writer import PoolWriter
 from tests.unit.synthesis.small_pool import fill_pool
 from tests.unit.synthesis.squares import make_sample
 
@@ -141,7 +142,7 @@ def test_hostile_texts_stay_texts_and_nothing_is_asked_of_the_network(page):
 
 
 def test_the_command_says_what_is_wrong_and_leaves_nothing(tmp_path):
-    with pytest.raises(MistakeExit, match=r"is no pool: it has no pool\.json"):
+    with pytest.raises(MistakeExit, match=r"is no pool: it has no pool\.db"):
         gallery.main([str(tmp_path), "--output", str(tmp_path / "page.html")])
     command = [sys.executable, "-m", "mflight.gallery", "x", "--output", str(tmp_path / "none/page.html")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -24,7 +24,9 @@ from rich.console import Console
 
 from mflight.generate import GenerationError, generate
 from mflight.minilvis.dataset import MiniLVISSize, build_minilvis
-from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.shards import whole_samples
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.worker import fill_device
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
 
@@ -106,7 +108,7 @@ def contents(folder):
         assert ref.sample_id not in found
         sample = reader.read(ref)
         found[ref.sample_id] = (sample.image.tobytes(), sample.annotations, sample.provenance)
-    return found, sorted(reader.dropped_ids)
+    return found, sorted(reader.ids("dropped"))
 
 
 @pytest.mark.slow
@@ -137,8 +139,8 @@ def test_a_killed_command_goes_on_to_the_pool_of_an_undisturbed_one(tmp_path):
     calm, killed = contents(tmp_path / "calm/pool"), contents(pool)
     assert sorted(killed[0]) == sorted(calm[0]) == WANTED
     assert killed == calm
-    lines = sum(path.read_text().count('"sample_id"') for path in pool.glob("*.idx.jsonl"))
-    assert lines == len(WANTED) + len(killed[1])  # nothing twice, not even unseen
+    stored = sum(len(list(whole_samples(path, 0))) for path in pool.glob("*.tar"))
+    assert stored == len(WANTED)  # nothing twice, not even unseen
     assert here(overrides) == {"kept": 24, "dropped": len(killed[1])}  # nothing left to do
 
 
@@ -266,6 +268,6 @@ def test_what_is_missing_is_named_before_anything_is_drawn(tmp_path):
         pytest.raises(ValueError, match=rf"in use by pid {os.getpid()}"),
     ):
         here(overrides)
-    (tmp_path / "pool/pool.json").write_text('{"format": "webdataset", "version": 3}')
-    with pytest.raises(ValueError, match="says format 'webdataset' version 3"):
+    (tmp_path / "pool/pool.json").write_text('{"format": "mflight-pool", "version": 1}')
+    with pytest.raises(ValueError, match="was written by an older version of mflight"):
         here(overrides)

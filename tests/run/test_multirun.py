@@ -102,7 +102,7 @@ def test_a_sweep_with_two_ranks_runs_each_job_once_and_in_its_own_folder(sweeps,
         results = json.loads((folder / "results.json").read_text())
         assert results["steps"] == 2 and results["synthesis/synthetic_share"] == ratio
         assert (folder / "checkpoints" / "last.ckpt").is_file()
-        assert (folder / "pool" / "pool.json").is_file() == (ratio > 0)
+        assert (folder / "pool" / "pool.db").is_file() == (ratio > 0)
 
 
 def test_a_sweep_side_by_side_gives_each_process_a_share(sweeps):

@@ -14,7 +14,8 @@ from PIL import Image
 
 from mflight.functional.masks import rle_encode
 from mflight.proof.difference import paired_differences
-from mflight.synthesis.pool.folder import PoolSample, PoolWriter
+from mflight.synthesis.pool.packing import PoolSample
+from mflight.synthesis.pool.writer import PoolWriter
 from tests.run.conftest import LIMIT_S
 from tests.run.test_gallery import CHROMIUM, QUIET, needs_chromium, sync_api
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from mflight.synthesis.pool.folder import PoolReader
-from mflight.synthesis.pool.signals import write_consumption
+from mflight.synthesis.pool.index import tell_uses
+from mflight.synthesis.pool.reader import PoolReader
 from mflight.synthesis.ray.status import RayStatus
 from tests.run.conftest import SMALL
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER
@@ -42,10 +42,14 @@ def cluster():
     started.shutdown()
 
 
+def use_all(folder):
+    tell_uses(folder, {ref.sample_id: 1 for ref in PoolReader(folder).poll()})
+
+
 def answered(folder):
     reader = PoolReader(folder)
     kept = [reader.read(ref).provenance["index"] for ref in reader.poll()]
-    return kept, sorted(int(name[2:]) for name in reader.dropped_ids)
+    return kept, sorted(int(name[2:]) for name in reader.ids("dropped"))
 
 
 def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_path, cluster):
@@ -68,8 +72,7 @@ def test_generators_pause_wake_and_outlive_a_bad_request_and_their_driver(tmp_pa
         report, messages = poll_until(running, lambda report: report.statuses[0].state == "paused")
         assert 9 <= report.total("accepted") <= 9 + 4  # what is on its way when it pauses comes home
         os.kill(report.statuses[0].pid, signal.SIGKILL)
-        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w0-00000.tar": 40})
-        report, more = poll_until(running, lambda report: report.is_over)
+        report, more = poll_until(running, lambda report: use_all(tmp_path) or report.is_over)
         messages += more
     kept, dropped = answered(tmp_path)
     assert kept == [index for index in range(40) if index % 4 != 3 and index != 30]

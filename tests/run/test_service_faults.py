@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mflight.synthesis.pool.folder import PoolReader
-from mflight.synthesis.pool.signals import write_consumption
+from mflight.synthesis.pool.index import tell_uses
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.shards import whole_samples
 from tests.unit.synthesis.test_service import poll_until, service
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +54,8 @@ def test_killed_worker_comes_back_and_nothing_is_lost_or_drawn_twice(tmp_path, n
     assert messages == [f"generator w0 {what}; restart 1 of 5 in 0 s"]
     assert sample_indices(tmp_path) == expected_indices(60)
     assert report.total("requests") == 60
-    lines = sum(path.read_text().count('"kind":"sample"') for path in tmp_path.glob("*.idx.jsonl"))
-    assert lines == 45
+    stored = sum(len(list(whole_samples(path, 0))) for path in tmp_path.glob("*.tar"))
+    assert stored == 45
 
 
 @pytest.mark.slow
@@ -73,7 +74,7 @@ def test_paused_worker_wakes_as_the_trainer_uses_samples_and_stops_in_seconds(tm
     with running:
         report, _ = poll_until(running, lambda report: report.statuses[0].state == "paused")
         assert report.total("accepted") == 6
-        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w0-00000.tar": 4})
+        tell_uses(tmp_path, {f"7-{index:08d}": 1 for index in expected_indices(6)[:4]})
         report, _ = poll_until(running, lambda report: report.total("accepted") == 10)
         pid = report.statuses[0].pid
         poll_until(running, lambda report: report.statuses[0].state == "paused")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mflight.dashboard import build_workspace
-from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.reader import PoolReader
 from tests.run.conftest import LIMIT_S, SMALL
 from tests.run.wandb_reader import read_wandb_run
 
@@ -229,7 +229,7 @@ def test_replay_trains_from_the_pool_of_another_run(jobs, default_job):
 REFUSED = {
     "experiment=lvis_rare": ["lvis_v1_train.json", "lvis_v1_val.json", LVIS_PAGE, "MFLIGHT_LVIS_ROOT"],
     "experiment=lvis_baseline": ["lvis_v1_train.json", "lvis_v1_val.json", LVIS_PAGE, "data.root"],
-    "synthesis=replay": ["synthesis=replay needs a pool", "paths.pool_dir=", "pool.json"],
+    "synthesis=replay": ["synthesis=replay needs a pool", "paths.pool_dir=", "pool.db"],
     "synthesis=none synthesis.synthetic_ratio=0.5": ["synthesis.synthetic_ratio=0.5", "synthesis=online"],
     "synthesis.synthetic_ratio=1.5": ["synthetic_ratio", "1.5"],
     "data.batch_size=0": ["batch_size", "greater than or equal to 1", "0"],

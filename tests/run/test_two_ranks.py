@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from mflight.data.lvis import read_categories
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from tests.run.batch_recorder import read_batches
 from tests.run.conftest import TRAIN
 from tests.unit.synthesis.squares import make_sample

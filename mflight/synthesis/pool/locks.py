@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from mflight.synthesis.pool.shards import PoolError
+from mflight.synthesis.pool.index import PoolError
 
 
 class SeriesLock:
@@ -23,62 +23,58 @@ class SeriesLock:
     """
 
     def __init__(self, folder: Path, writer_name: str):
-        path = folder / f"writer-{writer_name}.lock"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor = os.open(_lock_path(folder, writer_name), os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            is_free = take_lock(self._descriptor, folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _take_lock(self._descriptor, folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                owner = os.pread(self._descriptor, 200, 0).decode(errors="replace") or "an unknown process"
+                raise PoolError(
+                    f"pool writer {writer_name!r} is in use by {owner}; every writer needs a name of its own"
+                )
         except PoolError:
-            os.close(self._descriptor)
+            self.release()
             raise
-        if not is_free:
-            owner = os.pread(self._descriptor, 200, 0).decode(errors="replace") or "an unknown process"
-            os.close(self._descriptor)
-            raise PoolError(
-                f"pool writer {writer_name!r} is in use by {owner}; every writer needs a name of its own"
-            )
         owner = f"pid {os.getpid()} on {socket.gethostname()}"
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, owner.encode(), 0)
 
     def release(self) -> None:
         """Let another writer take the series over."""
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 @contextlib.contextmanager
-def hold_pool(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Keep evictions, and the opening of a series, to one process at a time.
-
-    A file system without locks is a ``PoolError``.
-
-    Args:
-        folder: the pool folder.
-        wait: wait for the process that holds it.
-
-    Yields:
-        Whether it is held; False only without ``wait``.
-    """
+def hold_pool(folder: Path) -> Iterator[None]:
+    """Let one process at a time open a series; a file system without locks is a ``PoolError``."""
     descriptor = os.open(folder / "pool.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        yield take_lock(descriptor, folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _take_lock(descriptor, folder, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 
 
-def take_lock(descriptor: int, folder: Path, kind: int) -> bool:
-    """Lock an open file.
+def is_being_written(folder: Path, writer_name: str) -> bool:
+    """Return whether a living writer holds a series."""
+    try:
+        descriptor = os.open(_lock_path(folder, writer_name), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _take_lock(descriptor, folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except PoolError:  # without locks nobody can hold it
+        return False
+    finally:
+        os.close(descriptor)
 
-    Args:
-        descriptor: of the file.
-        folder: where it lies, for the message.
-        kind: as ``fcntl.flock`` takes it.
 
-    Returns:
-        Whether it is locked; False if somebody else has it.
+def _lock_path(folder: Path, writer_name: str) -> Path:
+    return folder / f"writer-{writer_name}.lock"
 
-    Raises:
-        PoolError: if it cannot be locked for any other reason: such a file system cannot keep writers apart.
-    """
+
+def _take_lock(descriptor: int, folder: Path, kind: int) -> bool:
+    """Lock an open file; False if somebody else has it, a ``PoolError`` if the file system gives no locks."""
     try:
         fcntl.flock(descriptor, kind)
     except BlockingIOError:

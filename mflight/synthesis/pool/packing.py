@@ -4,17 +4,15 @@ import io
 import os
 import re
 import tarfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from PIL import Image
 
-from mflight.synthesis.pool.shards import DroppedLine, PoolError, SampleLine
+from mflight.synthesis.pool.index import PoolError, RequestAnswer
 
 _SUFFIX_OF_START = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png"}
 _BLOCK = tarfile.BLOCKSIZE
@@ -61,13 +59,19 @@ class EncodedSample:
     provenance: dict[str, Any]
 
 
-def count_rejected(regions: list[dict[str, Any]]) -> dict[str, int]:
-    """Return how many regions each rule rejected."""
-    counts: dict[str, int] = {}
-    for region in regions:
-        if region.get("rejected"):
-            counts[region["rejected"]] = counts.get(region["rejected"], 0) + 1
-    return counts
+def answer_of(sample: PoolSample | EncodedSample, index: int) -> RequestAnswer:
+    """Return what the index says of a sample, given the number of its request."""
+    return RequestAnswer(
+        request_id=sample.sample_id,
+        index=index,
+        regions=verdicts(sample.regions),
+        category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
+    )
+
+
+def verdicts(regions: Iterable[dict[str, Any]]) -> tuple[tuple[int, str | None], ...]:
+    """Return ``(category_id, rule that rejected it or None)`` of each region."""
+    return tuple((region["category_id"], region.get("rejected")) for region in regions)
 
 
 def encode_sample(
@@ -90,13 +94,17 @@ def encode_sample(
         raise PoolError(f"a sample_id is 1 to 80 letters, digits, '_' or '-', got {sample.sample_id!r}")
     encoded = isinstance(sample, EncodedSample)
     picture = sample.picture if encoded else _encode_image(sample, image_format, jpeg_quality)
-    suffix = next((suffix for start, suffix in _SUFFIX_OF_START.items() if picture.startswith(start)), None)
-    if suffix is None:
+    if (suffix := suffix_of(picture)) is None:
         raise PoolError(f"sample {sample.sample_id}: picture must be a JPEG or PNG, begins {picture[:8]!r}")
     about = {name: getattr(sample, name) for name in ("sample_id", "annotations", "regions", "provenance")}
     return _tar_member(sample.sample_id + suffix, picture) + _tar_member(
         sample.sample_id + ".json", msgspec.json.encode(about)
     )
+
+
+def suffix_of(picture: bytes) -> str | None:
+    """Return the suffix of an image file by its first bytes, such as ``.jpg``; None for an unknown one."""
+    return next((suffix for start, suffix in _SUFFIX_OF_START.items() if picture.startswith(start)), None)
 
 
 def _encode_image(sample: PoolSample, image_format: str, jpeg_quality: int) -> bytes:
@@ -111,34 +119,6 @@ def _encode_image(sample: PoolSample, image_format: str, jpeg_quality: int) -> b
         # 4:4:4, because halved chroma smears colour over the masks' edges
         Image.fromarray(image).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
     return buffer.getvalue()
-
-
-def describe_sample(sample: PoolSample | EncodedSample, index: int) -> SampleLine:
-    """Return the index line of a sample; the writer fills in its place, size and checksum."""
-    return SampleLine(
-        sample_id=sample.sample_id,
-        index=index,
-        offset=0,
-        size=0,
-        crc32=0,
-        category_ids=tuple(annotation["category_id"] for annotation in sample.annotations),
-        num_regions=len(sample.regions),
-        rejected=count_rejected(sample.regions),
-        time_s=time.time(),
-        rejected_category_ids=tuple(one["category_id"] for one in sample.regions if one.get("rejected")),
-    )
-
-
-def describe_dropped(sample_id: str, regions: list[dict[str, Any]], index: int) -> DroppedLine:
-    """Return the index line of a request whose canvas was dropped."""
-    return DroppedLine(
-        sample_id=sample_id,
-        index=index,
-        num_regions=len(regions),
-        rejected=count_rejected(regions),
-        time_s=time.time(),
-        regions=tuple((region["category_id"], region.get("rejected")) for region in regions),
-    )
 
 
 def unpack_sample(span: bytes, sample_id: str) -> EncodedSample:
@@ -188,25 +168,6 @@ def decode_sample(span: bytes, sample_id: str) -> PoolSample:
     except (ValueError, OSError) as error:
         raise PoolError(_FOREIGN.format(sample_id, error)) from error
     return PoolSample(sample_id, image, sample.annotations, sample.regions, sample.provenance)
-
-
-def begins_with_whole_member(path: Path, offset: int) -> bool:
-    """Return whether a tar holds a whole member at an offset, in bytes: one that no kill has cut short."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        try:
-            header = tarfile.TarInfo.frombuf(file.read(_BLOCK), "ascii", "strict")
-        except (tarfile.HeaderError, UnicodeDecodeError):
-            return False
-    return 0 <= header.size <= path.stat().st_size - offset - _BLOCK
-
-
-def stored_image(span: bytes) -> tuple[bytes, str]:
-    """Return the image file of a sample's tar members as it is stored, and its suffix, such as ``.jpg``."""
-    for suffix, data in _tar_members(span):
-        if suffix in (".jpg", ".png"):
-            return data, suffix
-    raise PoolError(f"no image among the tar members of {len(span)} bytes")
 
 
 def _tar_members(span: bytes) -> Iterator[tuple[str, bytes]]:

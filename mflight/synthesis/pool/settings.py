@@ -15,7 +15,6 @@ from mflight.synthesis.pool.signals import read_json, write_json
 
 SETTINGS_FILE = "generate.json"
 _WITHOUT_EFFECT = {"cache_dir", "device", "max_batch"}  # on what is drawn
-_OF_OLDER_VERSIONS = ("planner.demand_rule.",)  # without effect under the rules that are left
 _LOADED_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 
 
@@ -61,8 +60,6 @@ def keep_settings(folder: Path, seed: int, settings: Mapping[str, Any], *, is_ne
     before = settings if is_new else by_seed.get(str(seed), settings)
     known = {**before, **settings}
     for key in sorted(known):
-        if key.startswith(_OF_OLDER_VERSIONS):
-            continue
         then, now = (one[key] if key in one else _default_of(key, known) for one in (before, settings))
         if then != now:
             raise ValueError(

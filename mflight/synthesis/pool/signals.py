@@ -31,65 +31,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_consumption(folder: Path, *, rank: int, world_size: int, used_samples: Mapping[str, int]) -> None:
-    """Publish how many samples of each shard in the pool one training rank has used at least once."""
-    write_json(folder / f"consumption-{rank}of{world_size}.json", {"used_samples": dict(used_samples)})
-
-
-_Consumption = tuple[tuple[int, int], dict[str, int]]  # inode and time of the file; used samples by shard
-
-
-class ConsumptionTail:
-    """Follows what the training ranks publish; a file is read again when it has been replaced.
-
-    What cannot be read now counts as it last did, and is tried again at the next call.
-
-    Args:
-        folder: the pool folder.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._known: dict[str, _Consumption] = {}
-
-    def read(self) -> list[dict[str, int]]:
-        """Return how many samples of each shard a rank has used at least once, for each rank."""
-        known, self._known = self._known, {}
-        for entry in os.scandir(self._folder):
-            if entry.name.startswith("consumption-"):
-                if (now := _look_at(entry, known.get(entry.name))) is not None:
-                    self._known[entry.name] = now
-        return [used_samples for _, used_samples in self._known.values()]
-
-
-def _look_at(entry: os.DirEntry, before: _Consumption | None) -> _Consumption | None:
-    """Return what a file says, or said before where it is the same or unreadable; None if it is gone."""
-    try:
-        status = entry.stat()
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return before
-    stamp = (status.st_ino, status.st_mtime_ns)
-    if before is not None and before[0] == stamp:
-        return before
-    used_samples = _used_samples(Path(entry.path))
-    return before if used_samples is None else (stamp, used_samples)
-
-
-def _used_samples(path: Path) -> dict[str, int] | None:
-    said = (read_json(path) or {}).get("used_samples")
-    if not isinstance(said, dict):
-        return None
-    return {shard: count for shard, count in said.items() if isinstance(count, int)}
-
-
-def forget_consumption(folder: Path) -> None:
-    """Remove what ranks of an earlier run have published."""
-    for path in folder.glob("consumption-*of*.json"):
-        path.unlink(missing_ok=True)
-
-
 def mark_generating(folder: Path, is_generating: bool) -> None:
     """Tell the training ranks that look after no generator whether samples may still come."""
     mark = folder / "generating.json"

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from mflight.synthesis.pool.packing import describe_dropped, describe_sample, encode_sample
-from mflight.synthesis.pool.shards import encode_line
+from mflight.synthesis.pool.index import RequestAnswer
+from mflight.synthesis.pool.packing import answer_of, encode_sample, verdicts
 from mflight.synthesis.request import MosaicRequest
 from mflight.synthesis.shrinking_batches import ShrinkingBatches
 from mflight.synthesis.worker import build_part, fill_device
@@ -67,7 +67,7 @@ class RayGenerator:
             requests: written by ``MosaicRequest.to_dict``.
 
         Yields:
-            ``{"index", "line": index line of the pool, "span": tar members or b"", "stage_s": seconds by
+            ``{"index", "answer": ``RequestAnswer``, "span": tar members or b"", "stage_s": seconds by
             stage, "busy_s": seconds of its drawing and packing, "batch_size"}``.
         """
         started = time.monotonic()
@@ -80,13 +80,14 @@ class RayGenerator:
     def _pack(self, result: Any) -> Answer:
         request, sample = result.request, result.sample()
         if sample is None:
-            line, span = describe_dropped(request.request_id, result.regions, request.index), b""
+            answer = RequestAnswer(request.request_id, request.index, verdicts(result.regions))
+            span = b""
         else:
-            line = describe_sample(sample, request.index)
+            answer = answer_of(sample, request.index)
             span = encode_sample(sample, self._image_format, self._jpeg_quality)
         return {
             "index": request.index,
-            "line": encode_line(line),
+            "answer": answer,
             "span": span,
             "stage_s": dict(result.seconds),
             "batch_size": self._batches.batch_size,

@@ -12,12 +12,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from mflight.synthesis.pool.agenda import Agenda
-from mflight.synthesis.pool.folder import PoolWriter
-from mflight.synthesis.pool.shards import SampleLine, parse_line
 from mflight.synthesis.pool.signals import WorkerStatus
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.ray.cluster import ClusterView, connect, make_actor_class, nodes_alive
 from mflight.synthesis.ray.dispatcher import Dispatcher
 from mflight.synthesis.ray.link import GeneratorLink, GeneratorLostError
@@ -70,10 +67,10 @@ class RayHome:
         status.batch_size = settings.batch_size
         status.state = "loading"
         status.write(self._folder)
-        self._throttle = build_throttle(settings)
+        self._throttle = build_throttle(settings, writer.index)
         self._planner = build_part(settings.planner)
         goals = {"max_requests": settings.max_requests, "num_samples": settings.num_samples}
-        self._dispatcher = Dispatcher(Agenda(self._throttle, self._planner.request_id, **goals))
+        self._dispatcher = Dispatcher(Agenda(writer.index, self._planner.request_id, **goals))
         cluster = connect(settings.address, settings.runtime_env)
         signal.signal(signal.SIGTERM, self._stop)  # Ray has set its own
         self._nodes = cluster.nodes
@@ -181,11 +178,7 @@ class RayHome:
     def _keep(self, link: GeneratorLink, answer: Mapping[str, Any]) -> None:
         if not self._dispatcher.answer(link.number, answer["index"]):
             return
-        line = msgspec.structs.replace(parse_line(answer["line"]), time_s=time.time())  # one clock: home's
-        if isinstance(line, SampleLine):
-            self._writer.append_packed(answer["span"], line)
-        else:
-            self._writer.record(line)
+        self._writer.acknowledge(answer["answer"], answer["span"])
         status = self._status
         status.busy_s += answer["busy_s"]
         status.batch_size = answer["batch_size"]

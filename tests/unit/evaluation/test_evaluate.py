@@ -63,7 +63,7 @@ def test_per_class_table_holds_a_row_for_each_class(tmp_path, files):
         (["pool=nowhere", "checkpoint=nowhere"], "checkpoint must name a run folder .*nowhere is not there"),
         (["predictions=a"], "annotations is not set"),
         (["pool=a"], "segmenter is not set"),
-        (["pool=nowhere", "segmenter=b"], "found no pool.json in nowhere"),
+        (["pool=nowhere", "segmenter=b"], "found no pool.db in nowhere"),
         (["checkpoint=nowhere"], "checkpoint must name a run folder .*nowhere is not there"),
         (
             ["checkpoint=nowhere", "output=no/out.json"],

@@ -7,7 +7,7 @@ import pytest
 from mflight.proof.page import proof_to_html
 from mflight.proof.record import build_record
 from mflight.proof.runs import Run
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from tests.unit.synthesis.squares import make_sample
 
 EVIL = "<script>alert(1)</script>"

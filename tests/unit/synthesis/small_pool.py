@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from tests.unit.synthesis.squares import PLANNER, SquareSynthesizer
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from mflight.data.categories import Categories
 from mflight.functional.masks import rle_encode
 from mflight.synthesis.generator_settings import GeneratorSettings
-from mflight.synthesis.pool.folder import PoolSample
+from mflight.synthesis.pool.packing import PoolSample
 
 CATEGORIES = [
     {"id": 2, "name": "sea_horse", "def": "a small fish", "image_count": 3},

@@ -8,7 +8,8 @@ from PIL import Image
 from mflight.data.lvis import LVISDataset
 from mflight.functional.masks import rle_decode
 from mflight.synthesis.lvis_export import ExportCounts, export_pool
-from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.writer import PoolWriter
 from tests.unit.synthesis.small_pool import fill_pool
 from tests.unit.synthesis.squares import CATEGORIES, make_sample
 
@@ -192,7 +193,7 @@ def test_a_class_without_a_name_is_told(pool, real, tmp_path):
 
 
 def test_missing_inputs_are_named(pool, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere is no pool: it has no pool\.json"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is no pool: it has no pool\.db"):
         export_pool(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"found no file at .*none\.json"):
         export_pool(pool, tmp_path / "out", merge=tmp_path / "none.json")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from mflight.data.categories import Categories
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.pool_classes import check_pool_classes
 from tests.unit.synthesis.squares import categories, make_sample
 

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from mflight.synthesis.generator_settings import GeneratorSettings
-from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.reader import PoolReader
 from mflight.synthesis.service import SynthesisService
 from tests.unit.synthesis.squares import PLANNER, SYNTHESIZER, generator_settings
 

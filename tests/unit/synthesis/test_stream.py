@@ -15,10 +15,9 @@ from mflight.data.mixing import MixedBatches
 from mflight.data.share import SyntheticShare
 from mflight.data.target import check_target
 from mflight.data.transforms import TrainTransform
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.index import PoolError, PoolIndex, tell_uses
 from mflight.synthesis.pool.packing import decode_sample, encode_sample, unpack_sample
-from mflight.synthesis.pool.shards import PoolError
-from mflight.synthesis.pool.signals import ConsumptionTail
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.pool_target import to_target
 from mflight.synthesis.stream import PoolStream
 from tests.unit.synthesis.squares import categories, make_sample
@@ -32,6 +31,13 @@ def fill(folder, indices, writer_name="w0", **sample):
 
 def stream(folder, **settings):
     return PoolStream(pool_dir=folder, categories=categories(), **{"poll_interval_s": 0.0, **settings})
+
+
+def uses_in(folder):
+    index = PoolIndex(folder)
+    found = dict(index.rows("SELECT request_index, uses FROM requests WHERE uses > 0"))
+    index.close()
+    return found
 
 
 def take(source, count):
@@ -53,9 +59,11 @@ def snapshot(folder):
 
 def test_a_reader_that_does_not_publish_leaves_the_pool_as_it_is(tmp_path):
     fill(tmp_path, range(4))
-    stream(tmp_path).next_ref()  # of the run that draws: leaves consumption-0of1.json
+    drawing = stream(tmp_path)  # of the run that draws: it tells its uses
+    take(drawing, 1)
+    take(drawing, 1)
     before, other = snapshot(tmp_path), stream(tmp_path, publish=False)
-    assert "consumption-0of1.json" in before and len(list(islice(other, 4))) == 4
+    assert uses_in(tmp_path) == {0: 1} and len(list(islice(other, 4))) == 4
     assert snapshot(tmp_path) == before
 
 
@@ -169,7 +177,6 @@ def test_fresh_ones_come_in_order_before_used_ones_and_none_beyond_the_cap(pool)
     assert taken[24:] == [None] * 6
     assert take(stream(pool, max_reuse=3, publish=False), 30) == taken
     assert take(stream(pool, max_reuse=3, publish=False, seed=1), 30) != taken
-    assert take(stream(pool, max_reuse=2, order="oldest", publish=False), 16) == [*range(8), *range(8)]
 
 
 def test_a_new_sample_comes_before_every_used_one(tmp_path):
@@ -220,11 +227,35 @@ def test_state_goes_on_as_if_never_stopped_and_leaves_out_the_pending(pool):
 
 def test_consumption_is_published_for_the_generators(tmp_path):
     fill(tmp_path, range(3))
-    (tmp_path / "consumption-5of6.json").write_text('{"used_samples": 99}')
-    source = stream(tmp_path, max_reuse=2)
-    take(source, 6)
+    tell_uses(tmp_path, {"7-00000002": 99})
+    other_rank = stream(tmp_path, rank=1, world_size=2)
+    assert uses_in(tmp_path) == {2: 99}
+    source = stream(tmp_path, max_reuse=2)  # the first rank: a new run begins
+    assert uses_in(tmp_path) == {}
+    pending = [source.next_ref() for _ in range(4)]
     source.next_ref()
-    assert ConsumptionTail(tmp_path).read() == [{"shard-w0-00000.tar": 3}]
+    assert uses_in(tmp_path) == {ref.index: 1 for ref in pending[:3]} | {pending[3].index: 2}
+    source.release([*pending, *pending[:1]])
+    source.next_ref()
+    assert sum(uses_in(tmp_path).values()) <= 1
+    source.load_state_dict({"uses": {"7-00000001": 2}})
+    take(source, 1)
+    take(source, 1)
+    assert uses_in(tmp_path) == {0: 1, 1: 2} and other_rank.num_used == 0
+
+
+def test_a_folder_that_takes_no_uses_does_not_end_the_training(tmp_path, monkeypatch):
+    fill(tmp_path, range(2))
+    source = stream(tmp_path)
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolIndex, "transaction", refuse)
+        assert take(source, 2) == [0, 1]
+    take(source, 1)
+    assert uses_in(tmp_path) == {0: 1, 1: 1}
 
 
 def test_torn_sample_and_unknown_class_are_told_by_name(tmp_path):

@@ -12,7 +12,7 @@ from mflight.diffusion.attention import AttentionSettings
 from mflight.functional.layout import draw_layout
 from mflight.functional.masks import rle_decode
 from mflight.synthesis.planner import CategoryPlanner
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.prompts import PromptBuilder
 from mflight.synthesis.request import MosaicRequest, Prompt
 from mflight.synthesis.stream import PoolStream

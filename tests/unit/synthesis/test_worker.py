@@ -1,12 +1,14 @@
 import errno
 import signal
-from pathlib import Path
 
 import pytest
 
-from mflight.synthesis.pool.folder import PoolReader, PoolWriter
-from mflight.synthesis.pool.signals import ConsumptionTail, WorkerStatus, write_consumption
+from mflight.synthesis.pool.index import PoolIndex, tell_uses
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.shards import whole_samples
+from mflight.synthesis.pool.signals import WorkerStatus
 from mflight.synthesis.pool.throttle import Throttle
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.worker import EXIT_DISK_FULL, WorkerSpec, fill_device, run_worker
 from tests.unit.synthesis.squares import generator_settings, make_sample
 
@@ -23,9 +25,13 @@ def run(folder, synthesizer=(), index=0, **settings):
     run_worker(WorkerSpec(generator_settings(folder, synthesizer, **settings), index))
 
 
+def whole_samples_of(shard):
+    return list(whole_samples(shard, 0))
+
+
 def ids(folder):
     reader = PoolReader(folder)
-    return [ref.index for ref in reader.poll()], {int(name[2:]) for name in reader.dropped_ids}
+    return [ref.index for ref in reader.poll()], {int(name[2:]) for name in reader.ids("dropped")}
 
 
 def test_every_request_is_answered_once_and_counted(tmp_path):
@@ -36,7 +42,7 @@ def test_every_request_is_answered_once_and_counted(tmp_path):
     status = WorkerStatus.read(tmp_path, "w0")
     assert (status.state, status.requests, status.accepted, status.dropped) == ("done", 10, 8, 2)
     assert (status.regions, status.rejected) == (40, {"area": 8 + 8})
-    assert status.size_bytes == (tmp_path / "shard-w0-00000.tar").stat().st_size
+    assert status.size_bytes == (tmp_path / "shard-w0-00000.tar").stat().st_size > 0
     assert status.busy_s > 0 and set(status.stage_s) == {"denoise"}
 
 
@@ -59,8 +65,7 @@ def test_restart_makes_no_duplicate_and_no_gap(tmp_path):
     assert ids(tmp_path) == ([0, 1, 2, 4, 5, 6, 8, 9], {3, 7})
     status = WorkerStatus.read(tmp_path, "w0")
     assert (status.state, status.requests, status.message) == ("done", 10, "")
-    lines = (tmp_path / "shard-w0-00000.idx.jsonl").read_text().splitlines()
-    assert len(lines) == 11
+    assert sum(len(whole_samples_of(path)) for path in tmp_path.glob("*.tar")) == 8
 
 
 def test_workers_split_the_requests_also_when_their_number_changes(tmp_path):
@@ -70,7 +75,7 @@ def test_workers_split_the_requests_also_when_their_number_changes(tmp_path):
     for index in range(3):
         run(tmp_path, index=index, devices=["cpu"] * 3)
     assert ids(tmp_path) == ([0, 1, 2, 4, 5, 6, 8, 9], {3, 7})
-    assert sum(len(path.read_text().splitlines()) - 1 for path in tmp_path.glob("*.idx.jsonl")) == 10
+    assert sum(len(whole_samples_of(path)) for path in tmp_path.glob("*.tar")) == 8
 
 
 def test_batch_halves_until_it_fits_the_device(tmp_path):
@@ -100,22 +105,19 @@ def test_second_worker_of_a_name_ends_and_leaves_the_first_ones_status(tmp_path)
 
 def test_throttle_pauses_at_high_water_and_wakes_at_low_water(tmp_path):
     with PoolWriter(tmp_path, "w1") as writer:
-        throttle = Throttle(tmp_path, high_water=4, low_water=1)
+        throttle = Throttle(PoolIndex(tmp_path), high_water=4, low_water=1)
         for index in range(4):
             assert throttle.pause() is None
             writer.append(make_sample(index), index=index)
         assert throttle.pause() == "paused"
-        write_consumption(tmp_path, rank=0, world_size=2, used_samples={"shard-w1-00000.tar": 1})
-        write_consumption(tmp_path, rank=1, world_size=2, used_samples={"shard-w1-00000.tar": 1})
+        tell_uses(tmp_path, {"7-00000000": 1, "7-00000001": 1})
         assert throttle.pause() == "paused"  # a backlog of 2 is above the low-water mark
-        write_consumption(tmp_path, rank=1, world_size=2, used_samples={"shard-w1-00000.tar": 2})
+        tell_uses(tmp_path, {"7-00000002": 1})
         assert throttle.pause() is None
         for index in range(4, 6):
             writer.append(make_sample(index), index=index)
         assert throttle.pause() is None  # 3 unused
-        write_consumption(
-            tmp_path, rank=1, world_size=2, used_samples={"shard-w1-00000.tar": 0}
-        )  # the trainer began again
+        tell_uses(tmp_path, {"7-00000002": 1}, forget_others=True)  # the trainer began again
         assert throttle.pause() == "paused"
 
 
@@ -123,61 +125,11 @@ def test_throttle_keeps_the_pool_within_its_bounds(tmp_path):
     with PoolWriter(tmp_path, "w1") as writer:
         for index in range(3):
             writer.append(make_sample(index), index=index)
-    assert Throttle(tmp_path, max_samples=4).pause() is None
-    assert Throttle(tmp_path, max_samples=3).pause() == "full"
+    assert Throttle(PoolIndex(tmp_path), max_samples=4).pause() is None
+    assert Throttle(PoolIndex(tmp_path), max_samples=3).pause() == "full"
     size_bytes = (tmp_path / "shard-w1-00000.tar").stat().st_size
-    assert Throttle(tmp_path, max_bytes=size_bytes + 1).pause() is None
-    assert Throttle(tmp_path, max_bytes=size_bytes).pause() == "full"
-
-
-def test_one_of_many_workers_looks_for_every_batch_only_when_the_marks_are_near(tmp_path):
-    with PoolWriter(tmp_path, "w1") as writer:
-        few = Throttle(tmp_path, high_water=130, low_water=65, num_workers=31)
-        many = Throttle(
-            tmp_path, high_water=130, low_water=65, num_workers=32
-        )  # every second batch: 64 samples
-        assert few.pause() is many.pause() is None
-        append(writer, 0, 130)
-        assert few.pause() == "paused"
-        assert [many.pause() for _ in range(3)] == [None, "paused", "paused"]
-        write_consumption(tmp_path, rank=0, world_size=1, used_samples={"shard-w1-00000.tar": 66})
-        assert many.pause() is None  # 64 unused, and 64 may come: far from the mark
-        append(writer, 130, 133)
-        assert many.pause() is many.pause() is None  # the second one has looked: 67 unused
-        append(writer, 133, 196)
-        assert many.pause() == "paused"
-        bounded = Throttle(tmp_path, max_samples=262, num_workers=32)
-        assert bounded.pause() is None
-        append(writer, 196, 262)
-        assert [bounded.pause() for _ in range(2)] == [None, "full"]
-        batches = Throttle(tmp_path, high_water=400, num_workers=32, batch_size=8)  # 512 samples
-        assert batches.pause() is None
-        append(writer, 262, 466)
-        assert batches.pause() == "paused"
-
-
-def append(writer, start, stop):
-    for index in range(start, stop):
-        writer.append(make_sample(index), index=index)
-
-
-def test_consumption_that_cannot_be_read_counts_as_before_and_is_tried_again(tmp_path, monkeypatch):
-    def publish(count):
-        write_consumption(
-            tmp_path, rank=0, world_size=1, used_samples={"shard-w1-00000.tar": count, "odd": None}
-        )
-
-    tail = ConsumptionTail(tmp_path)
-    publish(1)
-    assert tail.read() == [{"shard-w1-00000.tar": 1}]
-    publish(2)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale")))
-        assert tail.read() == [{"shard-w1-00000.tar": 1}]
-        assert ConsumptionTail(tmp_path).read() == []
-    assert tail.read() == [{"shard-w1-00000.tar": 2}]
-    (tmp_path / "consumption-0of1.json").unlink()
-    assert tail.read() == []
+    assert Throttle(PoolIndex(tmp_path), max_bytes=size_bytes + 1).pause() is None
+    assert Throttle(PoolIndex(tmp_path), max_bytes=size_bytes).pause() == "full"
 
 
 def test_device_auto_becomes_the_workers_own_at_any_depth():

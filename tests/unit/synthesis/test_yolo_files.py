@@ -5,7 +5,7 @@ from PIL import Image
 
 from mflight.functional.masks import rle_decode
 from mflight.synthesis.lvis_export import export_pool
-from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.reader import PoolReader
 from mflight.synthesis.yolo_files import outline_of
 from tests.unit.functional.test_polygons import random_masks
 from tests.unit.synthesis.small_pool import fill_pool

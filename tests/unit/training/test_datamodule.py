@@ -11,7 +11,7 @@ from mflight.data.downscale import RandomDownscale
 from mflight.data.instance_paste import InstancePaste
 from mflight.data.lvis import LVISAnnotations
 from mflight.data.samplers import ClassAwareSampler
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.stream import PoolStream
 from tests.unit.synthesis.squares import generator_settings, make_sample
 from tests.unit.training.foreign import ForeignModule, stock_trainer

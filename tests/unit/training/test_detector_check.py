@@ -9,7 +9,7 @@ import torch
 
 from mflight.detection.backbones import MiniFPN
 from mflight.detection.mask_rcnn import build_mask_rcnn
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.detector_check import DetectorCheck
 from mflight.training.segmentation import InstanceSegmentationModule
@@ -37,7 +37,7 @@ def build_module():
 class FromPool(L.LightningDataModule):
     def __init__(self, pool):
         super().__init__()
-        self.stream = PoolStream(pool_dir=pool, categories=categories(), poll_interval_s=0.0, order="oldest")
+        self.stream = PoolStream(pool_dir=pool, categories=categories(), poll_interval_s=0.0)
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader(range(10), batch_size=1, collate_fn=self._draw)

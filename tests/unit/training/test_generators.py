@@ -1,6 +1,6 @@
 import time
 
-from mflight.synthesis.pool.folder import PoolReader
+from mflight.synthesis.pool.reader import PoolReader
 from mflight.synthesis.pool.signals import mark_generating
 from mflight.training.generators import Generators
 from tests.unit.synthesis.squares import generator_settings

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 
 from mflight.mistakes import Mistake
-from mflight.synthesis.pool.folder import PoolWriter
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.synthesis_guard import SynthesisGuard
 from tests.unit.synthesis.squares import generator_settings, make_sample

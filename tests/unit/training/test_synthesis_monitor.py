@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from mflight.data.slots import SlotCounts
-from mflight.synthesis.pool.folder import PoolWriter
 from mflight.synthesis.pool.signals import WorkerStatus
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.service import ServiceReport
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.synthesis_monitor import SynthesisMonitor, generator_figures, slot_figures
@@ -37,7 +37,7 @@ def test_reuse_and_pool_size(tmp_path, build_datamodule):
         for index in range(3):
             writer.append(make_sample(index), index=index)
     data, monitor = build_datamodule(), SynthesisMonitor()
-    data.stream = PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=0.0, order="oldest")
+    data.stream = PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=0.0)
     for _ in range(4):  # samples 0, 1, 2, 0
         data.stream.next_ref()
     figures = monitor.figures(data)

@@ -3,8 +3,8 @@ import itertools
 import pytest
 
 from mflight.synthesis.pool.agenda import Agenda
-from mflight.synthesis.pool.folder import PoolWriter
-from mflight.synthesis.pool.throttle import Throttle
+from mflight.synthesis.pool.index import PoolIndex
+from mflight.synthesis.pool.writer import PoolWriter
 from tests.unit.synthesis.squares import make_sample
 
 DROPPED = {1, 2, 5, 9}
@@ -19,9 +19,8 @@ class Worker:
 
     def __init__(self, folder, index, num_workers, num_samples, max_requests=None, block_size=1):
         self.writer = PoolWriter(folder, f"w{index}")
-        self.throttle = Throttle(folder)
         self.agenda = Agenda(
-            self.throttle,
+            PoolIndex(folder),
             request_id,
             worker_index=index,
             num_workers=num_workers,
@@ -32,7 +31,6 @@ class Worker:
 
     def step(self, batch_size):
         """Return the requests answered, or None once there is nothing left."""
-        self.throttle.pause()
         if self.agenda.is_done():
             return None
         batch = self.agenda.take(batch_size)

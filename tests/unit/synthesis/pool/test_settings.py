@@ -115,18 +115,6 @@ def test_a_node_that_one_side_lacks_is_the_default_one(tmp_path):
         keep_settings(tmp_path, 8, settings(refiner={"_target_": "a.Refiner"}), is_new=False)
 
 
-def test_a_pool_with_the_removed_demand_rule_goes_on(tmp_path):
-    node = {"_target_": "mflight.synthesis.planner.CategoryPlanner", "rule": "published"}
-    old = settings(planner={**node, "demand_rule": {"_target_": "gone.DemandRule", "rarity_power": 0.5}})
-    assert old["planner.demand_rule.rarity_power"] == 0.5
-    new = settings(planner={**node, "main_frequencies": ["rare"]})
-    keep_settings(tmp_path, 7, old, is_new=True)
-    keep_settings(tmp_path, 7, new, is_new=False)
-    assert json.loads((tmp_path / SETTINGS_FILE).read_text()) == {"7": new}
-    with pytest.raises(ValueError, match=r"drawn with planner\.rule=published under seed 7, now it is inv"):
-        keep_settings(tmp_path, 7, settings(planner={**node, "rule": "inverse_frequency"}), is_new=False)
-
-
 def test_settings_are_kept_by_seed(tmp_path):
     for seed, scale in ((7, 3.0), (8, 5.0)):
         keep_settings(tmp_path, seed, settings(guidance_scale=scale), is_new=True)

@@ -1,8 +1,9 @@
 import random
 
 from mflight.synthesis.pool.agenda import Agenda
-from mflight.synthesis.pool.folder import PoolReader, PoolWriter
-from mflight.synthesis.pool.throttle import Throttle
+from mflight.synthesis.pool.index import PoolIndex
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.ray.dispatcher import Dispatcher
 from tests.unit.synthesis.squares import make_sample
 
@@ -12,12 +13,12 @@ def request_id(index):
 
 
 def dispatcher(folder, **goals):
-    throttle = Throttle(folder)
-    return Dispatcher(Agenda(throttle, request_id, **goals)), throttle
+    PoolWriter(folder, "w0").close()
+    return Dispatcher(Agenda(PoolIndex(folder), request_id, **goals))
 
 
 def test_what_a_dead_generator_had_goes_to_the_next_one_before_new_requests(tmp_path):
-    hands, _ = dispatcher(tmp_path)
+    hands = dispatcher(tmp_path)
     assert hands.take(0, 3) == [0, 1, 2]
     assert hands.take(1, 2) == [3, 4]
     assert hands.answer(0, 0)
@@ -28,7 +29,7 @@ def test_what_a_dead_generator_had_goes_to_the_next_one_before_new_requests(tmp_
 
 
 def test_a_request_that_ends_its_generators_goes_out_alone_and_then_no_more(tmp_path):
-    hands, _ = dispatcher(tmp_path, max_requests=5)
+    hands = dispatcher(tmp_path, max_requests=5)
     assert hands.take(0, 3) == [0, 1, 2]
     assert hands.give_back(0, num_suspects=2) == []
     assert hands.take(1, 3) == [0]  # alone, so that its neighbour is not blamed with it
@@ -45,7 +46,7 @@ def test_a_request_that_ends_its_generators_goes_out_alone_and_then_no_more(tmp_
 
 def test_generators_that_die_at_random_answer_each_request_once(tmp_path):
     draws = random.Random(0)
-    hands, throttle = dispatcher(tmp_path, num_samples=40)
+    hands = dispatcher(tmp_path, num_samples=40)
     answered = []
     with PoolWriter(tmp_path, "w0") as writer:
         while not hands.is_done():
@@ -61,6 +62,5 @@ def test_generators_that_die_at_random_answer_each_request_once(tmp_path):
                         writer.append(make_sample(index), index=index)
             if draws.random() < 0.3:
                 hands.give_back(generator)
-            throttle.pause()
     assert sorted(answered) == list(range(max(answered) + 1))  # none twice, none lost
     assert len(PoolReader(tmp_path).poll()) == 40  # and none too many

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 
-from mflight.synthesis.pool.eviction import LOG_NAME, EvictionLog, bounded_shard
-from mflight.synthesis.pool.folder import PoolReader, PoolWriter
+from mflight.synthesis.pool.index import PoolError, PoolIndex, tell_uses
 from mflight.synthesis.pool.packing import EncodedSample
+from mflight.synthesis.pool.reader import PoolReader
+from mflight.synthesis.pool.recovery import find_unacknowledged
 from mflight.synthesis.pool.reuse import ReuseQueue
-from mflight.synthesis.pool.shards import PoolError
-from mflight.synthesis.pool.signals import WorkerStatus, write_consumption
-from mflight.synthesis.pool.throttle import Throttle
+from mflight.synthesis.pool.signals import WorkerStatus
+from mflight.synthesis.pool.throttle import Throttle, bounded_shard
+from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.stream import PoolStream
 from tests.unit.synthesis.squares import categories, generator_settings, make_sample
 from tests.unit.synthesis.test_worker import run
@@ -38,7 +39,7 @@ def fill(folder, count, start=0, writer_name="w0", shard_samples=2):
 
 
 def evicting(folder, max_samples, **settings):
-    return Throttle(folder, max_samples=max_samples, when_full="evict", **settings)
+    return Throttle(PoolIndex(folder), max_samples=max_samples, when_full="evict", **settings)
 
 
 def indices_in(folder):
@@ -47,7 +48,6 @@ def indices_in(folder):
 
 
 def shards_in(folder):
-    assert len(list(folder.glob("*.tar"))) == len(list(folder.glob("*.idx.jsonl")))
     return sorted(path.stem for path in folder.glob("*.tar"))
 
 
@@ -60,18 +60,17 @@ def test_the_oldest_shards_of_all_writers_make_room_and_the_rest_stays(tmp_path)
     assert throttle.pause() is None
     assert indices_in(tmp_path) == list(range(4, 12))
     assert shards_in(tmp_path) == [f"shard-w{writer}-0000{number}" for writer in (0, 1) for number in (1, 2)]
-    assert all(throttle.is_answered(name(index)) for index in range(12))
+    assert all(PoolIndex(tmp_path).is_answered(name(index)) for index in range(12))
     assert reader.poll() == []
     assert sorted(reader.newly_evicted) == [name(index) for index in range(4)]
     assert reader.poll() == [] == list(reader.newly_evicted)
-    assert PoolReader(tmp_path).evicted_ids == set()  # not looked yet
-    assert reader.evicted_ids == {name(index) for index in range(4)}
+    assert reader.ids("evicted") == {name(index) for index in range(4)}
 
 
 def test_a_bound_in_bytes_is_held_too(tmp_path):
     fill(tmp_path, 20)
     sizes = [ref.size for ref in PoolReader(tmp_path).poll()]
-    throttle = Throttle(tmp_path, max_bytes=sum(sizes) // 2, when_full="evict")
+    throttle = Throttle(PoolIndex(tmp_path), max_bytes=sum(sizes) // 2, when_full="evict")
     assert throttle.pause() is None
     kept = indices_in(tmp_path)
     assert kept == list(range(20 - len(kept), 20)) and 6 <= len(kept) <= 9
@@ -82,8 +81,8 @@ def test_a_bound_in_bytes_is_held_too(tmp_path):
 def test_below_its_bounds_and_when_it_shall_stop_nothing_is_dropped(tmp_path):
     fill(tmp_path, 8)
     assert evicting(tmp_path, 9).pause() is None
-    assert Throttle(tmp_path, max_samples=8, when_full="stop").pause() == "full"
-    assert indices_in(tmp_path) == list(range(8)) and not (tmp_path / LOG_NAME).exists()
+    assert Throttle(PoolIndex(tmp_path), max_samples=8, when_full="stop").pause() == "full"
+    assert indices_in(tmp_path) == list(range(8)) and len(shards_in(tmp_path)) == 4
 
 
 def test_a_worker_draws_on_within_the_bound_and_nothing_twice(tmp_path):
@@ -102,103 +101,6 @@ def test_a_worker_draws_on_within_the_bound_and_nothing_twice(tmp_path):
     assert numbers[-1] > 15  # no number comes again: readers know a shard by it
 
 
-def test_the_newest_shard_goes_only_if_no_living_writer_has_it(tmp_path):
-    with PoolWriter(tmp_path, "w0") as living, PoolWriter(tmp_path, "w1") as dead:
-        append(living, 0, 1, 2)
-        append(dead, 3, 4, 5)
-        assert evicting(tmp_path, 3).pause() is None  # nothing can go: draw on until a shard is sealed
-        assert indices_in(tmp_path) == list(range(6))
-        dead.close()
-        assert evicting(tmp_path, 6).pause() is None
-        assert indices_in(tmp_path) == [0, 1, 2]
-        append(living, 6)
-    with PoolWriter(tmp_path, "w1") as writer:
-        assert writer.counts.samples == 3
-        append(writer, 7)
-    assert shards_in(tmp_path) == ["shard-w0-00000", "shard-w1-00001"]
-    assert indices_in(tmp_path) == [0, 1, 2, 6, 7]
-
-
-def test_a_kill_in_mid_eviction_leaves_files_that_nobody_reads_and_the_next_writer_removes(tmp_path):
-    fill(tmp_path, 6)
-    shutil.copytree(tmp_path, tmp_path / "before")
-    evicting(tmp_path, 4).pause()
-    assert indices_in(tmp_path) == [4, 5]
-    for file in (tmp_path / "before").glob("shard-w0-0000[01].*"):
-        if file.name != "shard-w0-00001.idx.jsonl":  # a kill between the two files of a shard
-            shutil.copy(file, tmp_path)
-    reader = PoolReader(tmp_path)
-    assert [ref.index for ref in reader.poll()] == [4, 5] and reader.set_aside == {}
-    fill(tmp_path, 1, 6, "w1")
-    assert shards_in(tmp_path) == ["shard-w0-00002", "shard-w1-00000"]
-
-
-@pytest.mark.parametrize("sixteenth", range(16))
-def test_a_torn_log_is_cut_and_goes_on(tmp_path, sixteenth, caplog):
-    fill(tmp_path, 4)
-    evicting(tmp_path, 4).pause()
-    log = tmp_path / LOG_NAME
-    whole = log.read_bytes()
-    log.write_bytes(whole + whole[: len(whole) * sixteenth // 16])
-    reader = PoolReader(tmp_path)
-    reader.poll()
-    assert reader.evicted_ids == {name(0), name(1)}
-    fill(tmp_path, 2, 4)
-    evicting(tmp_path, 4).pause()
-    assert [line.number for line in EvictionLog(tmp_path).read_new()] == [0, 1]
-    reader.poll()
-    assert reader.evicted_ids == {name(index) for index in range(4)} and caplog.text == ""
-
-
-def test_a_foreign_line_in_the_log_is_told_once_and_passed_over(tmp_path, caplog):
-    (tmp_path / LOG_NAME).write_bytes(b'{"kind":"someone else"}\n\x80\x04 a pickle\n')
-    fill(tmp_path, 4)
-    evicting(tmp_path, 4).pause()
-    caplog.clear()
-    reader = PoolReader(tmp_path)
-    assert [ref.index for ref in reader.poll() + reader.poll()] == [2, 3]
-    assert "someone else" in caplog.text and "a pickle" in caplog.text and len(caplog.records) == 2
-    assert len(reader.set_aside) == 2 and reader.evicted_ids == {name(0), name(1)}
-
-
-def test_a_damaged_shard_is_evicted_with_what_it_still_holds(tmp_path, caplog):
-    fill(tmp_path, 4)
-    throttle = evicting(tmp_path, 4)
-    shard = tmp_path / "shard-w0-00000.tar"
-    os.truncate(shard, shard.stat().st_size - 2000)  # the second sample is torn
-    assert throttle.pause() is None
-    (line,) = EvictionLog(tmp_path).read_new()
-    assert line.sample_ids == (name(0),) and indices_in(tmp_path) == [2, 3]
-
-
-def test_a_disk_that_refuses_pauses_the_drawing_and_is_told_once(tmp_path, caplog, monkeypatch):
-    fill(tmp_path, 6)
-    throttle = evicting(tmp_path, 4)
-
-    def refuse(descriptor):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", refuse)
-        assert throttle.pause() == throttle.pause() == "full"
-    assert caplog.text.count("No space left on device") == 1
-    assert indices_in(tmp_path) == list(range(6))
-    assert throttle.pause() is None and indices_in(tmp_path) == [4, 5]
-
-
-def test_a_stream_takes_another_sample_for_one_that_was_evicted_and_counts_it(tmp_path):
-    fill(tmp_path, 6)
-    source = PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=3600.0, max_reuse=1)
-    held = [source.next_ref() for _ in range(2)]
-    evicting(tmp_path, 4).pause()
-    with pytest.raises(PoolError, match=r"shard-w0-00000.tar: missing"):
-        source.read(held[0])
-    assert [target["sample_id"] for _, target in source] == [name(4), name(5)]
-    assert source.num_missed == 2  # 2 and 3, handed out after they had gone
-    source.discard(held[0])
-    assert source.num_missed == 3
-
-
 def test_a_stream_forgets_the_uses_of_what_was_evicted_also_those_of_a_checkpoint(tmp_path):
     def stream():
         return PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=0.0, max_reuse=2)
@@ -209,11 +111,7 @@ def test_a_stream_forgets_the_uses_of_what_was_evicted_also_those_of_a_checkpoin
     state = source.state_dict()
     evicting(tmp_path, 4).pause()
     assert sorted(source.next_ref().index for _ in range(2)) == [4, 5]
-    assert source.next_ref() is None and (source.num_samples, source.num_used, source.num_evicted) == (
-        2,
-        2,
-        4,
-    )
+    assert source.next_ref() is None and (source.num_samples, source.num_used) == (2, 2)
     assert source.state_dict(pending) == {"uses": {name(4): 1, name(5): 1}}
     source.release(pending)
     assert sorted(source.next_ref().index for _ in range(2)) == [4, 5]
@@ -221,17 +119,6 @@ def test_a_stream_forgets_the_uses_of_what_was_evicted_also_those_of_a_checkpoin
     resumed.load_state_dict(state)
     assert sorted(resumed.next_ref().index for _ in range(2)) == [4, 5]
     assert resumed.state_dict() == {"uses": {name(4): 2, name(5): 2}}
-
-
-def test_evicted_samples_count_neither_as_drawn_nor_as_used_for_the_marks(tmp_path):
-    fill(tmp_path, 8)
-    used = {"shard-w0-00000.tar": 2, "shard-w0-00001.tar": 2, "shard-w0-00002.tar": 1}
-    write_consumption(tmp_path, rank=0, world_size=1, used_samples=used)
-    throttle = evicting(tmp_path, 8, high_water=4, low_water=2)
-    assert throttle.pause() is None  # 3 unused: it makes room
-    assert indices_in(tmp_path) == list(range(2, 8))
-    fill(tmp_path, 1, 8)
-    assert throttle.pause() == "paused"  # 4 unused, although the trainer still counts what is gone
 
 
 @pytest.mark.parametrize(
@@ -262,10 +149,97 @@ def test_an_encoded_sample_is_stored_as_it_is_and_anything_else_refused(tmp_path
     assert picture in (tmp_path / "shard-w0-00000.tar").read_bytes()
 
 
+def test_the_shard_of_a_living_writer_may_go_and_it_begins_another(tmp_path):
+    with PoolWriter(tmp_path, "w0") as living:
+        append(living, 0, 1, 2)
+        throttle = evicting(tmp_path, 3)
+        assert throttle.pause() is None and shards_in(tmp_path) == []
+        append(living, 3, 4)
+        assert shards_in(tmp_path) == ["shard-w0-00001"] and indices_in(tmp_path) == [3, 4]
+        assert living.counts.samples == 5
+    with PoolWriter(tmp_path, "w0") as writer:
+        append(writer, 5)
+    assert shards_in(tmp_path) == ["shard-w0-00001", "shard-w0-00002"]  # no number comes again
+
+
+def test_shards_whose_samples_were_all_used_go_before_older_ones(tmp_path):
+    fill(tmp_path, 6)
+    tell_uses(tmp_path, {name(0): 3, name(2): 1, name(3): 2})
+    assert evicting(tmp_path, 6).pause() is None
+    assert indices_in(tmp_path) == [0, 1, 4, 5]
+    assert evicting(tmp_path, 4).pause() is None
+    assert indices_in(tmp_path) == [4, 5]
+
+
+def test_files_left_by_a_kill_in_mid_eviction_are_read_by_nobody_and_removed_by_the_next_writer(
+    tmp_path,
+):
+    fill(tmp_path, 6)
+    shutil.copytree(tmp_path, tmp_path / "before")
+    evicting(tmp_path, 4).pause()
+    for shard in ("shard-w0-00000.tar", "shard-w0-00001.tar"):
+        shutil.copy(tmp_path / "before" / shard, tmp_path)
+    reader = PoolReader(tmp_path)
+    assert [ref.index for ref in reader.poll()] == [4, 5] and reader.set_aside == {}
+    assert find_unacknowledged(tmp_path) == {}
+    fill(tmp_path, 1, 6, "w1")
+    assert shards_in(tmp_path) == ["shard-w0-00002", "shard-w1-00000"]
+
+
+def test_a_shard_that_goes_while_it_is_looked_for_is_no_damage(tmp_path, monkeypatch):
+    fill(tmp_path, 4)
+    reader, find_new = PoolReader(tmp_path), PoolReader._find_new
+
+    def find_and_evict(self, index):
+        found = find_new(self, index)
+        evicting(tmp_path, 4).pause()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolReader, "_find_new", find_and_evict)
+        assert [ref.index for ref in reader.poll()] == [2, 3]
+    assert reader.set_aside == {} and [ref.index for ref in reader.poll()] == []
+
+
+def test_a_disk_that_refuses_pauses_the_drawing_and_is_told_once(tmp_path, caplog, monkeypatch):
+    fill(tmp_path, 6)
+    throttle = evicting(tmp_path, 4)
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolIndex, "change", refuse)
+        assert throttle.pause() == throttle.pause() == "full"
+    assert caplog.text.count("No space left on device") == 1
+    assert indices_in(tmp_path) == list(range(6))
+    assert throttle.pause() is None and indices_in(tmp_path) == [4, 5]
+
+
+def test_evicted_samples_count_neither_as_drawn_nor_as_used_for_the_marks(tmp_path):
+    fill(tmp_path, 8)
+    tell_uses(tmp_path, {name(index): 1 for index in range(5)})
+    throttle = evicting(tmp_path, 8, high_water=4, low_water=2)
+    assert throttle.pause() is None  # 3 unused: it makes room
+    assert indices_in(tmp_path) == list(range(2, 8))
+    fill(tmp_path, 1, 8)
+    assert throttle.pause() == "paused"  # 4 unused
+
+
+def test_a_stream_takes_another_sample_for_one_that_was_evicted(tmp_path):
+    fill(tmp_path, 6)
+    source = PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=3600.0, max_reuse=1)
+    held = [source.next_ref() for _ in range(2)]
+    evicting(tmp_path, 4).pause()
+    with pytest.raises(PoolError, match=r"shard-w0-00000.tar: missing"):
+        source.read(held[0])
+    assert [target["sample_id"] for _, target in source] == [name(4), name(5)]
+
+
 def test_what_each_holds_does_not_grow_with_what_was_evicted(tmp_path):
-    reader, queue = PoolReader(tmp_path), ReuseQueue(max_reuse=9, order="random", seed=0)
-    throttle = evicting(tmp_path, 40)
+    reader, queue = PoolReader(tmp_path), ReuseQueue(max_reuse=9, seed=0)
     with PoolWriter(tmp_path, "w0", shard_samples=10) as writer:
+        throttle = evicting(tmp_path, 40)
         for index in range(2000):
             writer.append(EncodedSample(name(index), b"\xff\xd8", [], [], {}), index=index)
             if index % 10 == 9:
@@ -274,6 +248,31 @@ def test_what_each_holds_does_not_grow_with_what_was_evicted(tmp_path):
                     queue.add(ref)
                 queue.forget(reader.newly_evicted)
                 assert len(queue) <= 50 and queue.take() is not None
-    assert len(reader.evicted_ids) > 1900
-    for held in (reader, throttle, queue):
+    assert len(reader.ids("evicted")) > 1900
+    for held in (reader, queue):
         assert len(pickle.dumps(held)) < 12_000  # bytes; a name alone takes more than ten
+
+
+def test_a_sample_drawn_again_outlives_the_eviction_of_its_first_shard(tmp_path):
+    fill(tmp_path, 2)
+    reader = PoolReader(tmp_path)
+    assert len(reader.poll()) == 2
+    shard = tmp_path / "shard-w0-00000.tar"
+    os.truncate(shard, shard.stat().st_size - 600)  # the second sample is torn
+    fill(tmp_path, 2, 1)
+    assert [ref.index for ref in reader.poll()] == [1, 2]
+    assert evicting(tmp_path, 3).pause() is None
+    assert reader.poll() == [] and list(reader.newly_evicted) == [name(0)]
+    assert indices_in(tmp_path) == [1, 2]
+
+
+def test_a_training_that_tells_its_uses_does_not_wait_for_a_writer(tmp_path):
+    fill(tmp_path, 1)
+    source = PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=0.0)
+    index = PoolIndex(tmp_path)
+    with index.transaction():
+        assert [source.next_ref().index for _ in range(2)] == [0, 0]
+    assert index.value("SELECT uses FROM requests") == 0
+    source.next_ref()
+    assert index.value("SELECT uses FROM requests") == 2
+    index.close()
