@@ -22,8 +22,9 @@ from typing import Any, NamedTuple, TypeVar
 
 INDEX_NAME = "pool.db"
 FORMAT_VERSION = 2  # 1 had an index in JSON lines for each shard, and a pool.json
+_PAGE_BYTES = 1024  # small commits
 _SCHEMA = f"""
-PRAGMA page_size = 1024; -- small commits
+PRAGMA page_size = {_PAGE_BYTES};
 BEGIN;
 CREATE TABLE requests (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of the answers: readers follow it, none comes twice
@@ -246,22 +247,18 @@ class _FileState(NamedTuple):
     size: int
     time_ns: int
     is_at_rest: bool  # nobody has a write-ahead log of it
-    is_cut: bool
 
 
 def _look_at(path: Path) -> _FileState:
     with path.open("rb") as file:
-        status, header = os.fstat(file.fileno()), file.read(32)
+        status, header = os.fstat(file.fileno()), file.read(20)
     log = path.with_name(path.name + "-wal")
     is_at_rest = header[18:19] == _LOG_MARK and not (log.exists() and log.stat().st_size)
-    num_bytes = int.from_bytes(header[16:18]) * int.from_bytes(header[28:])  # bytes of a page, pages
-    return _FileState(
-        status.st_ino, status.st_size, status.st_mtime_ns, is_at_rest, status.st_size < num_bytes
-    )
+    return _FileState(status.st_ino, status.st_size, status.st_mtime_ns, is_at_rest)
 
 
 def _check_length(file: _FileState) -> None:
-    if file.is_at_rest and file.is_cut:
+    if file.is_at_rest and file.size % _PAGE_BYTES:  # a cut between two pages is seen by SQLite
         raise sqlite3.DatabaseError("it is cut")
 
 

@@ -23,19 +23,14 @@ class Shard:
     Args:
         folder: the pool folder.
         writer_name: whose series it belongs to.
-        number: its place in the series; the next free one is taken if it is there.
+        number: its place in the series; no file has it yet.
     """
 
     def __init__(self, folder: Path, writer_name: str, number: int):
         self.size_bytes = self.num_samples = 0
+        self.name = f"shard-{writer_name}-{number:05d}.tar"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-        while True:
-            self.name, self.number = f"shard-{writer_name}-{number:05d}.tar", number
-            try:
-                self._descriptor = os.open(folder / self.name, flags, 0o644)
-                break
-            except FileExistsError:
-                number += 1
+        self._descriptor = os.open(folder / self.name, flags, 0o644)
         _fsync_folder(folder)
 
     def append(self, span: bytes) -> int:

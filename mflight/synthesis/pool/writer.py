@@ -153,7 +153,7 @@ class PoolWriter:
             self._end_shard()
         if self._shard is None:
             self._shard = Shard(self._folder, self._writer_name, self._next_number)
-            self._next_number = self._shard.number + 1
+            self._next_number += 1
         return self._shard
 
     def _end_shard(self) -> None:
