@@ -15,6 +15,7 @@ from mflight.detection.results import predictions_to_rle
 from mflight.detection.swin import SwinFPN
 from mflight.detection.vocabulary import read_text_embeddings
 from tests.unit.detection.test_mask_rcnn import SIDE, draw_shapes
+from tests.unit.two_ranks import on_two_ranks
 
 STAGED = {f"{name}_{stage}" for name in ("class", "box") for stage in range(3)}
 LOSSES = {"center_object", "center_background", "center_box", "mask"} | STAGED
@@ -140,6 +141,22 @@ def test_synthetic_images_are_learnt_from_by_the_losses_that_are_named(loss, rea
         "rpn.head.heat.weight",
     } - {reached}
     assert found[reached].any() and not any(found[name].any() for name in others)
+
+
+def center_losses_on_rank(rank):
+    images, targets = draw_shapes()
+    own = slice(0, 1) if rank == 0 else slice(2, 3)  # two instances, and none
+    losses = build_tiny()(images[own], targets[own])
+    return {name: value.item() for name, value in losses.items() if name.startswith("center")}
+
+
+def test_the_first_stage_is_divided_by_the_mean_count_over_the_ranks(tmp_path):
+    first, second = on_two_ranks(center_losses_on_rank, tmp_path)
+    images, targets = draw_shapes()
+    alone = build_tiny()(images[:1], targets[:1])
+    for name in ("center_object", "center_background", "center_box"):
+        assert first[name] == pytest.approx(2 * alone[name].item(), rel=1e-4), name
+    assert second["center_object"] == second["center_box"] == 0 and second["center_background"] > 0
 
 
 def test_ignored_parts_are_no_background():
