@@ -49,7 +49,7 @@ LIGHT = [
 LIGHT_GENERATOR = [
     "synthesis.service.min_free_bytes=0",
     f"synthesis.service.high_water={HIGH_WATER}",
-    "datamodule.service_poll_s=0.1",
+    "synthesis.images.poll_s=0.1",
     "~diffusion.synthesizer",
 ]
 

@@ -45,10 +45,9 @@ class Arm:
 
         cfg.paths.pool_dir, cfg.synthesis.service = str(pool), None
         self.datamodule = instantiate(cfg.datamodule)
-        build = self.datamodule._build_stream
-        self.datamodule._build_stream = lambda **settings: self._timed(build(**settings))
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
+        self._time(self.datamodule.synthetic.stream)
         self._batches = self._endless()
         self.block_s: list[float] = []
         self.asking_s = 0.0
@@ -60,18 +59,17 @@ class Arm:
     def next(self) -> Any:
         return next(self._batches)
 
-    def _timed(self, stream: Any) -> Any:
+    def _time(self, stream: Any) -> None:
         """Let a stream add up the time of asking it for samples."""
         ask = stream.next_ref
 
-        def next_ref() -> Any:
+        def next_ref(**how: Any) -> Any:
             started = time.perf_counter()
-            ref = ask()
+            ref = ask(**how)
             self.asking_s += time.perf_counter() - started
             return ref
 
         stream.next_ref = next_ref
-        return stream
 
     def _endless(self) -> Iterator[Any]:
         while True:
@@ -192,7 +190,7 @@ def start_generator(cfg: Any, pool: Path, cores: set[int]) -> Any:
     if cfg.synthesis.devices == "auto":
         cfg.synthesis.devices = ["cpu"]
     os.sched_setaffinity(0, cores)
-    service = instantiate(cfg.synthesis.service)()
+    service = instantiate(cfg.synthesis.service).build_service()
     service.start()
     return service
 

@@ -18,13 +18,13 @@ from mflight.synthesis.generator_check import check_generator
 from mflight.synthesis.pool.index import INDEX_NAME, holds_pool
 from mflight.synthesis.pool.locks import hold_pool
 from mflight.synthesis.pool_classes import check_pool_classes
+from mflight.training.callbacks.shared_device import SharedDevice, Sharing
 from mflight.training.callbacks.stop_signals import Stopped, StopSignals
 from mflight.training.callbacks.synthesis_guard import SynthesisGuard
 from mflight.training.checkpoint_io import SafeCheckpointIO, open_checkpoint
 from mflight.training.console import build_progress_bar, calm_lightning
 from mflight.training.datamodule import MixedDataModule
 from mflight.training.devices import DeviceSplit, split_devices
-from mflight.training.generators import Sharing
 from mflight.training.job_names import name_run
 from mflight.training.loggers import finish_loggers, join_curves
 from mflight.training.machine_share import jobs_side_by_side, take_share
@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         take_share(Path(HydraConfig.get().sweep.dir), num_shares)
     checkpoint = _continue_from(cfg)
     if cfg.synthesis.synthetic_ratio == 0:  # nothing is drawn that no batch has a slot for
-        cfg.synthesis.service = cfg.synthesis.stream = None
+        cfg.synthesis.service = cfg.synthesis.stream = cfg.synthesis.images = None
     _check_pool(cfg)
     name_run(cfg)
     if checkpoint is not None:
@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     datamodule: MixedDataModule = instantiate(cfg.datamodule)
-    datamodule.check_files()
+    datamodule.real.check_unless_made()
     settle_num_classes(cfg, datamodule)
     guard = SynthesisGuard(
         run_dir=cfg.paths.run_dir,
@@ -80,6 +80,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     module = instantiate(cfg.module)
     loggers = [instantiate(node) for node in cfg.logger.values() if node]
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
+    if cfg.synthesis.sharing is not None:
+        callbacks.append(SharedDevice(sharing=cfg.synthesis.sharing, turn_steps=cfg.synthesis.turn_steps))
     stop_signals = StopSignals(checkpoint=last_checkpoint(cfg.paths.run_dir))
     trainer: L.Trainer = instantiate(
         cfg.trainer,

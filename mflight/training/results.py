@@ -12,6 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from mflight.data.slots import SlotCounts
+from mflight.synthesis.service import ServiceReport
+from mflight.training.callbacks.shared_device import sharing_figures
 from mflight.training.callbacks.synthesis_monitor import generator_figures, slot_figures
 from mflight.training.datamodule import MixedDataModule
 
@@ -35,7 +38,8 @@ def report_results(
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
     }
     has_slots = isinstance(data, MixedDataModule)
-    messages = [*(data.all_messages if has_slots else []), *([verdict] if verdict else [])]
+    synthetic = data.synthetic if has_slots else None
+    messages = [*(synthetic.messages if synthetic else []), *([verdict] if verdict else [])]
     rows = _with_train_counts(getattr(module, "per_class", []), data if has_slots else None)
     results = {
         "steps": trainer.global_step,
@@ -43,8 +47,8 @@ def report_results(
         **_training_time(trainer),
         **figures,
         **(slot_figures(data.counts) if has_slots else {}),
-        **(generator_figures(data.report) if has_slots and data.report else {}),
-        **(data.sharing_figures if has_slots else {}),
+        **(generator_figures(synthetic.report) if synthetic and synthetic.report else {}),
+        **sharing_figures(trainer),
         "messages": messages,
     }
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -54,8 +58,9 @@ def report_results(
     _log_per_class(trainer, rows)
     console = Console(soft_wrap=True)
     console.print(_ap_table(figures))
-    if has_slots and data.stream is not None:
-        console.print(_synthesis_lines(data), highlight=False)
+    if synthetic is not None and synthetic.stream is not None:
+        lines = _synthesis_lines(data.counts, synthetic.report, sharing_figures(trainer))
+        console.print(lines, highlight=False)
     for message in messages:
         console.print(message, style="bold red", highlight=False)
     for label, place in _places(trainer, run_dir, pool_dir):
@@ -99,8 +104,7 @@ def _ap_table(figures: dict[str, float]) -> Table:
     return table
 
 
-def _synthesis_lines(data: MixedDataModule) -> str:
-    counts, report = data.counts, data.report
+def _synthesis_lines(counts: SlotCounts, report: ServiceReport | None, sharing: dict[str, float]) -> str:
     line = (
         f"images trained on: {counts.real} real, {counts.fresh} fresh and {counts.reused} reused synthetic "
         f"({100 * counts.synthetic_share:.1f} %), {counts.fallback} fallbacks to real"
@@ -108,7 +112,7 @@ def _synthesis_lines(data: MixedDataModule) -> str:
     if report is None:
         return line
     regions, rejected = report.total("regions"), sum(report.total_by_name("rejected").values())
-    if sharing := data.sharing_figures:
+    if sharing:
         line += f"\none device for both: training waited {sum(sharing.values()):.0f} s for the generator"
     return (
         f"{line}\ngenerated: {report.total('accepted'):.0f} images accepted, "

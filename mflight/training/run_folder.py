@@ -96,7 +96,7 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     cfg = OmegaConf.load(run_dir / CONFIG_FILE)
     cfg.paths.run_dir = str(run_dir)  # the run's own place is known to its Hydra job only
-    for key, value in {"synthetic_ratio": 0.0, "stream": None, "service": None}.items():
+    for key, value in {"synthetic_ratio": 0.0, "images": None, "stream": None, "service": None}.items():
         cfg.synthesis[key] = value
     OmegaConf.set_struct(cfg, True)
     for override in overrides:

@@ -99,12 +99,12 @@ def test_settings_on_the_command_line_reach_their_objects(settings):
 def test_scale_range_and_background_reach_transform_and_stream():
     cfg = compose_with([*RUNTIME, "synthesis.scale_range=[0.25,1.0]", "synthesis.background_loss=false"])
     assert instantiate(cfg.datamodule.downscale).scale_range == (0.25, 1.0)
-    assert instantiate(cfg.datamodule.stream).keywords["background_loss"] is False
+    assert instantiate(cfg.synthesis.stream).keywords["background_loss"] is False
 
 
 def test_only_a_run_that_draws_writes_into_the_pool():
     cfgs = [compose_with([*RUNTIME, f"synthesis={name}"]) for name in ("replay", "online")]
-    assert [instantiate(cfg.datamodule.stream).keywords["publish"] for cfg in cfgs] == [False, True]
+    assert [instantiate(cfg.synthesis.stream).keywords["publish"] for cfg in cfgs] == [False, True]
 
 
 def test_grids_guidance_and_negative_prompts_reach_the_requests():

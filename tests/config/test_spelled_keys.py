@@ -114,7 +114,7 @@ def test_the_ten_settings_that_were_refused():
         "model.box_score_thresh": 0.05,
         "model.max_size": 800,
         "diffusion.synthesizer.region_filter.rescue": True,
-        "datamodule.service_poll_s": 0.1,
+        "synthesis.images.poll_s": 0.1,
     }
     cfg = compose_with([*RUNTIME, *(f"{key}={value}" for key, value in settings.items())])
     assert {key: OmegaConf.select(cfg, key) for key in settings} == settings

@@ -45,7 +45,7 @@ def test_generator_that_does_not_come_back_ends_the_run_or_leaves_real_images(jo
         "synthesis.wait=true",
         f"synthesis.when_dead={when_dead}",
         "synthesis.service.max_restarts=0",
-        "datamodule.service_poll_s=0.1",
+        "synthesis.images.poll_s=0.1",
     )
     job.wait_until(lambda: job.generator.pid > 0)
     os.kill(job.generator.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from pydantic import Field, validate_call
 
 from mflight.mistakes import Mistake
+from mflight.synthesis.mosaic_dataset import MosaicDataset
 from mflight.training.callbacks.synthesis_monitor import alert
 from mflight.training.datamodule import MixedDataModule
 from mflight.training.rank_batches import gather_from_ranks, rank_and_world_size, sum_over_ranks
@@ -59,7 +60,7 @@ class SynthesisGuard(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge the run by what has filled its synthetic slots, over all ranks."""
         data = trainer.datamodule
-        if not isinstance(data, MixedDataModule) or data.stream is None:
+        if not isinstance(data, MixedDataModule) or data.synthetic is None:
             return
         counts = data.counts
         own = torch.tensor([counts.fallback, counts.fresh + counts.reused], device=pl_module.device)
@@ -69,7 +70,7 @@ class SynthesisGuard(L.Callback):
             self.verdict = (
                 f"this was no run with synthesis: real images filled {fallback} of its {slots} synthetic "
                 f"slots, more than synthesis.max_fallback_ratio={self._max_fallback_ratio:g} allows. "
-                f"{_reason(data)}"
+                f"{_reason(data.synthetic)}"
             )
             logger.warning(self.verdict)
             alert(trainer, self.verdict, level="ERROR")
@@ -88,26 +89,23 @@ class SynthesisGuard(L.Callback):
 
     def _stop_if_lost(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule
-        if self._when_dead == "go_on" or not isinstance(data, MixedDataModule) or data.stream is None:
+        if self._when_dead == "go_on" or not isinstance(data, MixedDataModule) or data.synthetic is None:
             return
         if 0 < trainer.max_steps <= trainer.global_step:  # the last step needs no further sample
             return
-        is_lost = data.report is not None and data.report.is_over and data.report.given_up > 0  # on rank 0
+        synthetic, stream, report = data.synthetic, data.synthetic.stream, data.synthetic.report
+        is_lost = report is not None and report.is_over and report.given_up > 0  # on rank 0
         rank, world_size = rank_and_world_size()
-        is_used_up = (is_lost or rank > 0) and data.stream.is_used_up()
+        is_used_up = (is_lost or rank > 0) and stream.is_used_up()
         votes = torch.tensor([is_lost, is_used_up], dtype=torch.float32, device=pl_module.device)
         if sum_over_ranks(votes).tolist() != [1, world_size]:
             return
         if trainer.global_step:
             trainer.save_checkpoint(self._run_dir / "checkpoints" / "last.ckpt")
-        told = gather_from_ranks(data.all_messages[-1:])[0]
-        held = (
-            f"all of its {data.stream.num_samples} samples are used up"
-            if data.stream.num_samples
-            else "empty"
-        )
+        told = gather_from_ranks(synthetic.messages[-1:])[0]
+        held = f"all of its {stream.num_samples} samples are used up" if stream.num_samples else "empty"
         sentence = (
-            f"no generator is left and the pool {data.stream.folder} is {held}: {' '.join(told)}. Stopped at "
+            f"no generator is left and the pool {stream.folder} is {held}: {' '.join(told)}. Stopped at "
             f"step {trainer.global_step}; synthesis.when_dead=go_on would go on with real images"
             + (f", and resume_from={self._run_dir} goes on from here" if trainer.global_step else "")
         )
@@ -115,17 +113,17 @@ class SynthesisGuard(L.Callback):
         raise Mistake(sentence)
 
 
-def _reason(data: MixedDataModule) -> str:
+def _reason(synthetic: MosaicDataset) -> str:
     """What a user can do about it."""
-    if data.all_messages:
-        return data.all_messages[-1]
-    if data.report is None:
+    if synthetic.messages:
+        return synthetic.messages[-1]
+    if (report := synthetic.report) is None:
         return "The pool has no samples left under synthesis.max_reuse"
-    rejected = data.report.total_by_name("rejected")
-    if rejected and not data.report.total("accepted"):
+    rejected = report.total_by_name("rejected")
+    if rejected and not report.total("accepted"):
         by_rule = ", ".join(f"{rule} {count:.0f}" for rule, count in rejected.items())
         return f"Every mosaic was rejected, regions by rule: {by_rule}"
     return (
-        f"{data.report.total('accepted'):.0f} images were drawn meanwhile: train longer, draw on more "
+        f"{report.total('accepted'):.0f} images were drawn meanwhile: train longer, draw on more "
         "or faster devices, or wait for them (synthesis.wait=true)"
     )

@@ -12,6 +12,7 @@ from pydantic import Field, validate_call
 
 from mflight.data.slots import SlotCounts
 from mflight.synthesis.service import ServiceReport
+from mflight.training.callbacks.shared_device import sharing_figures
 from mflight.training.datamodule import MixedDataModule
 from mflight.training.rank_batches import rank_and_world_size, sum_over_ranks
 
@@ -38,8 +39,8 @@ class SynthesisMonitor(L.Callback):
         """Begin to measure rates."""
         self._started_at = time.monotonic()
         data = trainer.datamodule
-        if isinstance(data, MixedDataModule) and data.report is not None:
-            self._num_before = data.report.total("accepted")  # drawn before this run went on
+        if isinstance(data, MixedDataModule) and data.synthetic and data.synthetic.report:
+            self._num_before = data.synthetic.report.total("accepted")  # drawn before this run went on
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +51,7 @@ class SynthesisMonitor(L.Callback):
             return
         self._alert(trainer, data)
         if trainer.global_step % self._every_n_steps == 0:
-            figures = self.figures(data, pl_module.device)
+            figures = self.figures(data, pl_module.device) | sharing_figures(trainer)
             pl_module.log_dict(figures, rank_zero_only=True, batch_size=1)
 
     def figures(self, data: MixedDataModule, device: torch.device | str = "cpu") -> dict[str, float]:
@@ -65,8 +66,8 @@ class SynthesisMonitor(L.Callback):
         """
         counts, used = self._over_ranks(data, device)
         figures = slot_figures(counts) | used
-        if data.report is not None:
-            figures |= generator_figures(data.report) | data.sharing_figures
+        if data.synthetic is not None and data.synthetic.report is not None:
+            figures |= generator_figures(data.synthetic.report)
             elapsed_s = time.monotonic() - (self._started_at or time.monotonic())
             num_drawn = figures["synthesis/images"] - self._num_before
             figures["synthesis/images_per_s"] = num_drawn / max(1.0, elapsed_s)
@@ -80,7 +81,7 @@ class SynthesisMonitor(L.Callback):
     def _over_ranks(
         self, data: MixedDataModule, device: torch.device | str
     ) -> tuple[SlotCounts, dict[str, float]]:
-        stream = data.stream
+        stream = data.synthetic and data.synthetic.stream
         of_stream = (stream.num_samples, stream.num_used, stream.num_uses_in_all) if stream else (0, 0, 0)
         own = [*astuple(data.counts), *of_stream]
         summed = sum_over_ranks(torch.tensor(own, dtype=torch.float32, device=device)).tolist()
@@ -96,8 +97,10 @@ class SynthesisMonitor(L.Callback):
 
     @staticmethod
     def _alert(trainer: L.Trainer, data: MixedDataModule) -> None:
-        is_final = data.report is not None and data.report.given_up > 0
-        for message in data.take_messages():
+        if (synthetic := data.synthetic) is None:
+            return
+        is_final = synthetic.report is not None and synthetic.report.given_up > 0
+        for message in synthetic.take_messages():
             alert(trainer, message, level="ERROR" if is_final else "WARN")
 
 

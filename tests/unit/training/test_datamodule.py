@@ -18,7 +18,7 @@ from tests.unit.training.foreign import ForeignModule, stock_trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
-    "ignore:.*on_before_batch_transfer.*both.*",
+    "ignore:.*on_before_batch_transfer.*",
     "ignore:.*LeafSpec.*",
     "ignore:.*have no logger configured.*",
     "ignore:.*The dirpath has changed.*",
@@ -109,7 +109,7 @@ def test_validation_leaves_the_global_random_state_alone(build_datamodule):
 def test_missing_files_are_named_with_their_keys_and_their_source(tmp_path, build_datamodule):
     datamodule = build_datamodule(train_annotations=tmp_path / "nowhere.json")
     with pytest.raises(FileNotFoundError, match=r"data\.train_annotations=.*nowhere\.json.*lvisdataset\.org"):
-        datamodule.check_files()
+        datamodule.prepare_data()
 
 
 def test_a_share_without_a_source_is_refused(build_datamodule):
@@ -160,13 +160,13 @@ def test_the_generators_stop_when_training_fails(tmp_path, build_datamodule):
     datamodule = build_datamodule(
         synthetic_ratio=0.5,
         stream=functools.partial(PoolStream, pool_dir=pool),
-        service=generator_settings(pool, stop_timeout_s=0.0),
+        generator=generator_settings(pool, stop_timeout_s=0.0),
     )
     with pytest.raises(RuntimeError, match="fails at step 1"):
         fit(tmp_path, datamodule, 3, fail_at_step=1)
     assert Path(pool).is_dir()
     assert multiprocessing.active_children() == []
-    assert datamodule.report.num_deaths == 0
+    assert datamodule.synthetic.report.num_deaths == 0
 
 
 def test_synthetic_instances_are_pasted_onto_real_images(tmp_path, build_datamodule):

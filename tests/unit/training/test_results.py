@@ -61,7 +61,7 @@ def test_the_table_of_classes_tells_how_much_there_was_to_learn_from(tmp_path, b
     report_results(trainer, run_dir=tmp_path / "run")
     with (tmp_path / "run" / "per_class.csv").open() as file:
         written = list(csv.DictReader(file))
-    annotations = json.loads(data.train_annotations.read_text())["annotations"]
+    annotations = json.loads(data.real.train_annotations.read_text())["annotations"]
     assert len(written) == 24 and written[0]["segm/AP"] == "2.5"
     for row in written:
         own = [a["image_id"] for a in annotations if a["category_id"] == int(row["category_id"])]

@@ -27,10 +27,10 @@ def train(tmp_path, build_datamodule):
         data = build_datamodule(
             synthetic_ratio=0.5,
             stream=functools.partial(PoolStream, pool_dir=pool, max_reuse=2),
-            service=generator_settings(
+            generator=generator_settings(
                 pool, {"error_at": num_samples, **dict(synthesizer)}, max_restarts=0, backoff_s=1.0
             ),
-            service_poll_s=0.05,
+            poll_s=0.05,
             wait=wait,
         )
         watch = SynthesisGuard(run_dir=tmp_path / "run", **guard)

@@ -1,5 +1,6 @@
 """The figures that are logged, of a real stream over a real pool."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from mflight.synthesis.pool.writer import PoolWriter
 from mflight.synthesis.service import ServiceReport
 from mflight.synthesis.stream import PoolStream
 from mflight.training.callbacks.synthesis_monitor import SynthesisMonitor, generator_figures, slot_figures
-from tests.unit.synthesis.squares import categories, make_sample
+from tests.unit.synthesis.squares import make_sample
 
 
 def test_shares_are_of_the_synthetic_slots():
@@ -36,10 +37,11 @@ def test_reuse_and_pool_size(tmp_path, build_datamodule):
     with PoolWriter(tmp_path, "w0") as writer:
         for index in range(3):
             writer.append(make_sample(index), index=index)
-    data, monitor = build_datamodule(), SynthesisMonitor()
-    data.stream = PoolStream(pool_dir=tmp_path, categories=categories(), poll_interval_s=0.0)
+    stream = functools.partial(PoolStream, pool_dir=tmp_path, poll_interval_s=0.0)
+    data, monitor = build_datamodule(stream=stream), SynthesisMonitor()
+    data.synthetic.open()
     for _ in range(4):  # samples 0, 1, 2, 0
-        data.stream.next_ref()
+        data.synthetic.stream.next_ref()
     figures = monitor.figures(data)
     assert figures["synthesis/pool_samples"] == 3
     assert figures["synthesis/mean_uses"] == pytest.approx(4 / 3)
