@@ -135,7 +135,8 @@ def _key_of(place: str, name: str, config: DictConfig | None) -> str:
     node = None if config is None else OmegaConf.select(config, place)
     written = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     reference = _REFERENCE.fullmatch(str(written.get(name, "")))
-    return reference.group(1) if reference else f"{place}.{name}"
+    own = node._get_full_key(None) if isinstance(node, DictConfig) else place  # where it is written
+    return reference.group(1) if reference else f"{own}.{name}"
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""One rank of a training on several devices: ``python -m mflight.rank CONFIG``, started by ``train.py``."""
+"""One rank of a training on several devices: ``python -m mflight.rank PLAN``, started by ``train.py``."""
 
 import logging
 import os
@@ -13,27 +13,30 @@ from mflight.mistakes import EXIT_STATUS, Mistake, is_to_be_told, tell
 
 
 def main() -> None:
-    """Train on the composed config that the command line names."""
-    from omegaconf import OmegaConf
+    """Train by the plan that the command line names."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    cfg = OmegaConf.load(sys.argv[1])
-    _log_as_the_launcher_does(Path(cfg.paths.run_dir))
+    from mflight.training.run_plan import RunPlan  # not above: each generator process imports this file
+
+    plan = RunPlan.read(sys.argv[1])
+    _log_as_the_launcher_does(plan.run_dir)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        record(_run)(cfg)
+        record(_run)(plan)
     except Mistake:
         sys.exit(EXIT_STATUS)  # the launcher tells it, once for all ranks
 
 
-def _run(cfg: Any) -> None:
-    from mflight.run import run  # not above: each generator process imports this file, and needs no trainer
+def _run(plan: Any) -> None:
+    from mflight.run import train
+    from mflight.training.console import calm_lightning
 
+    calm_lightning()
     try:
-        run(cfg)
+        train(plan)
     except Exception as error:
         if is_to_be_told(error):
-            raise Mistake(tell(error, cfg)) from None
+            raise Mistake(tell(error, plan.nodes)) from None
         raise
 
 

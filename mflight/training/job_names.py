@@ -20,18 +20,19 @@ def says_where_not_what(key: str) -> bool:
     return any(dotted == place or dotted.startswith(f"{place}.") for place in _WHERE_NOT_WHAT)
 
 
-def name_run(cfg: DictConfig) -> None:
-    """Set ``logger.wandb.name``, and in a sweep ``logger.wandb.group``, where they are null."""
-    wandb = cfg.logger.get("wandb")
-    if not wandb or not HydraConfig.initialized():
-        return
+def wandb_names(cfg: DictConfig) -> dict[str, str]:
+    """Return the ``name`` of a run in wandb, and in a sweep its ``group``, where the config has none."""
+    if not HydraConfig.initialized():
+        return {}
+    wandb, names = cfg.logger.wandb, {}
     hydra_cfg = HydraConfig.get()
     is_sweep = hydra_cfg.mode == RunMode.MULTIRUN
     telling = swept_overrides(hydra_cfg) if is_sweep else list(hydra_cfg.overrides.task)
     if "name" in wandb and wandb.name is None:
-        wandb.name = run_name(cfg.name, telling)
+        names["name"] = run_name(cfg.name, telling)
     if "group" in wandb and wandb.group is None and is_sweep:
-        wandb.group = f"{cfg.name} {Path(hydra_cfg.sweep.dir).name}"
+        names["group"] = f"{cfg.name} {Path(hydra_cfg.sweep.dir).name}"
+    return names
 
 
 def run_name(experiment: str, overrides: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Training on several devices: torchrun's agent runs one process a rank, on the config composed here."""
+"""Training on several devices: torchrun's agent runs one process a rank, on the plan made here."""
 
 import json
 import logging
@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mflight.mistakes import EXIT_STATUS, Mistake
 from mflight.training.run_folder import how_to_go_on
-
-CONFIG_FILE = "rank_config.yaml"
+from mflight.training.run_plan import PLAN_FILE, RunPlan
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +43,15 @@ def must_launch_ranks(num_ranks: int, num_nodes: int) -> bool:
     return num_ranks > 1 and not is_rank
 
 
-def launch_ranks(cfg: DictConfig, num_ranks: int) -> dict[str, float]:
+def launch_ranks(plan: RunPlan) -> dict[str, float]:
     """Run ``python -m mflight.rank`` once for each rank, and wait for all of them.
 
     Lightning would start this process's own command line again for each rank. In a multirun that is the whole
-    sweep, under joblib or submitit not even the same program. A rank that gets the composed config instead
+    sweep, under joblib or submitit not even the same program. A rank that gets the plan of the run instead
     is the same in all of these, and leaves no process group behind for the next job of the sweep.
 
     Args:
-        cfg: of the run, which the ranks read from ``rank_config.yaml`` in its folder.
-        num_ranks: processes to start on this host.
+        plan: of the run, which the ranks read from its folder.
 
     Returns:
         the figures in the run's ``results.json``.
@@ -63,33 +60,30 @@ def launch_ranks(cfg: DictConfig, num_ranks: int) -> dict[str, float]:
         Mistake: with the first rank's sentence, if it was asked for what cannot be.
         RuntimeError: with the first rank's error, if one of them fails; the others are stopped then.
     """
-    run_dir = Path(cfg.paths.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, run_dir / CONFIG_FILE, resolve=True)
     with (
         tempfile.TemporaryDirectory(prefix="mflight_ranks_") as folder,
         _same_mflight(),
         _own_signal_handlers(),
     ):
-        agent = elastic_launch(_launch_config(num_ranks, folder), sys.executable)
+        agent = elastic_launch(_launch_config(plan.num_ranks, folder), sys.executable)
         try:
-            agent("-m", "mflight.rank", str(run_dir / CONFIG_FILE))
+            agent("-m", "mflight.rank", str(plan.run_dir / PLAN_FILE))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             told = failure.message.get("message") if isinstance(failure.message, dict) else failure.message
             if failure.exitcode == EXIT_STATUS:
                 raise Mistake(f"{told}".removeprefix("Mistake: ")) from None
             if failure.exitcode - 128 in (signal.SIGTERM, signal.SIGINT):  # a rank was stopped by itself
-                _end_stopped(cfg, failure.exitcode - 128)
-            raise RuntimeError(f"rank {rank} of {num_ranks} has failed: {told}") from None
+                _end_stopped(plan, failure.exitcode - 128)
+            raise RuntimeError(f"rank {rank} of {plan.num_ranks} has failed: {told}") from None
         except SignalException as error:
-            _end_stopped(cfg, error.sigval)
-    results = json.loads((run_dir / "results.json").read_text())
+            _end_stopped(plan, error.sigval)
+    results = json.loads((plan.run_dir / "results.json").read_text())
     return {name: float(value) for name, value in results.items() if isinstance(value, int | float)}
 
 
-def _end_stopped(cfg: DictConfig, number: int) -> NoReturn:
-    advice = how_to_go_on(cfg.paths.run_dir, cfg.resume_from)
+def _end_stopped(plan: RunPlan, number: int) -> NoReturn:
+    advice = how_to_go_on(plan.run_dir, plan.config["resume_from"])
     logger.warning("stopped by %s; %s", signal.Signals(number).name, advice)
     sys.exit(128 + number)
 
