@@ -46,8 +46,6 @@ class MixedBatches:
         wait_timeout_s: longest such wait, in seconds; then a TimeoutError ends the training.
         while_waiting: called again and again during such a wait; False tells that nothing more will come.
         num_workers: processes that read and augment; 0 does it in this one.
-        prefetch_factor: batches that each of them prepares ahead.
-        pin_memory: put the tensors in page-locked memory.
         rank: of this training process.
         seed: of the augmentation.
 
@@ -71,8 +69,6 @@ class MixedBatches:
         wait_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0,
         while_waiting: Callable[[], bool] | None = None,
         num_workers: Annotated[int, Field(ge=0)] = 0,
-        prefetch_factor: Annotated[int, Field(ge=1)] = 2,
-        pin_memory: bool = False,
         rank: Annotated[int, Field(ge=0)] = 0,
         seed: int = 0,
     ):
@@ -88,8 +84,6 @@ class MixedBatches:
         self._loader_settings = {
             "dataset": SlotDataset(real, synthetic, transforms, paste),
             "num_workers": num_workers,
-            "prefetch_factor": prefetch_factor if num_workers else None,
-            "pin_memory": pin_memory,
             "collate_fn": _to_lists,
         }
         self._counts = SlotCounts()
