@@ -1,11 +1,8 @@
 """Rules between settings of the data, checked before anything expensive."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from omegaconf import DictConfig
-
-from mflight.data.categories import Categories
 from mflight.data.downscale import RandomDownscale
 
 
@@ -37,15 +34,3 @@ def check_synthesis(
             f"synthesis.scale_range={downscale.scale_range} must be (1, 1) with synthesis/paste: there "
             "instances have the scale of their class"
         )
-
-
-class HasCategories(Protocol):
-    """What knows the classes of a dataset."""
-
-    categories: Categories
-
-
-def settle_num_classes(cfg: DictConfig, data: HasCategories) -> None:
-    """Take the number of classes from the annotations where the config leaves it to them."""
-    if cfg.data.num_classes is None:
-        cfg.data.num_classes = len(data.categories)

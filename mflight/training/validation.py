@@ -10,7 +10,6 @@ from hydra.utils import instantiate
 from mflight.training.checkpoint_io import open_checkpoint
 from mflight.training.console import calm_lightning
 from mflight.training.run_folder import find_checkpoint, load_run_config
-from mflight.training.settings import settle_num_classes
 
 _PRIOR_CORRECTION = "mflight.detection.prior_correction.PriorCorrection"  # runs of before have no node of it
 
@@ -45,7 +44,7 @@ def validate_checkpoint(
     calm_lightning()
     datamodule = instantiate(cfg.datamodule)
     datamodule.prepare_data()
-    settle_num_classes(cfg, datamodule)
+    cfg.data.num_classes = len(datamodule.categories)
     open_checkpoint(checkpoint_file, key="checkpoint", categories=datamodule.categories.names)
     changes: dict[str, Any] = {"evaluator": {"max_detections": max_detections}}
     if prior_tau is not None:
