@@ -262,5 +262,5 @@ def test_what_cannot_run_stops_before_anything_expensive_with_one_message(refuse
         assert words in job.output
     told = [line for line in job.output.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and "Traceback" not in job.output and job.output.count("\n") < 10, job.output
-    left = {path.name for path in job.run_dir.iterdir()} - {".hydra", "train.log"}
+    left = {path.name for path in job.run_dir.iterdir()} - {".hydra", "train.log", "run_plan.json"}
     assert left <= {"checkpoints"}, "no pool, no wandb run, no metrics"
