@@ -1,6 +1,6 @@
 """The trainer's view of the pool: which sample comes next under a cap of uses."""
 
-import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +17,8 @@ from mflight.synthesis.pool.index import PoolError, tell_uses
 from mflight.synthesis.pool.reader import PoolReader, SampleRef
 from mflight.synthesis.pool.reuse import ReuseQueue, hash_of
 from mflight.synthesis.pool_target import to_target
+
+logger = logging.getLogger(__name__)
 
 
 class PoolStream(IterableDataset):
@@ -69,7 +71,7 @@ class PoolStream(IterableDataset):
         self._poll_interval_s, self._publishes = poll_interval_s, publish
         self._polled_at = -float("inf")
         self._untold: set[str] = set()  # samples whose uses have changed
-        self._has_loaded = False
+        self._has_loaded, self._may_warn = False, True
         if publish and rank == 0:
             self._tell_uses(forget_others=True)
 
@@ -192,6 +194,12 @@ class PoolStream(IterableDataset):
 
     def _tell_uses(self, *, forget_others: bool = False) -> None:
         uses = {sample_id: self._queue.uses.get(sample_id, 0) for sample_id in self._untold}
-        with contextlib.suppress(OSError, sqlite3.Error):  # a full disk stops only the generators
+        try:
             tell_uses(self.folder, uses, forget_others=forget_others)
             self._untold.clear()
+        except (OSError, sqlite3.Error) as error:  # a full disk stops only the generators
+            if self._may_warn:
+                logger.warning(
+                    "pool %s: its index does not take what training has used: %s", self.folder, error
+                )
+            self._may_warn = False
