@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mflight.data.annotation_check import AnnotationReport, check_annotations
-from mflight.data.categories import FREQUENCIES, name_conflict
+from mflight.data.categories import FREQUENCIES
+from mflight.data.class_names import name_conflict
 from mflight.data.files import LVIS_DOWNLOADS, missing_parts
 from mflight.data.findings import Findings
 from mflight.data.image_check import check_images, likeliest_files

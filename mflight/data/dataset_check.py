@@ -8,7 +8,7 @@ import numpy as np
 
 from mflight.data.annotation_format import ImageEntry
 from mflight.data.annotations import open_annotation_file, read_classes
-from mflight.data.categories import classes_apart
+from mflight.data.class_names import classes_apart
 from mflight.data.files import DATASET_KEYS, require_dataset
 from mflight.data.image_check import DAMAGED, check_images, likeliest_files
 from mflight.data.left_out import MAX_SHARE, LeftOut

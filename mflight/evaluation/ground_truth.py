@@ -17,7 +17,8 @@ from mflight.data.annotation_format import (
     open_sections,
     read_images,
 )
-from mflight.data.categories import FREQUENCY_OF_LETTER, Category, clean_entries, frequency_of, name_conflict
+from mflight.data.categories import FREQUENCY_OF_LETTER, Category, clean_entries, frequency_of
+from mflight.data.class_names import name_conflict
 from mflight.data.findings import Faults
 from mflight.evaluation.annotated_instances import (
     AnnotatedInstances,

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from mflight.data.annotation_format import polygon_fault, tell_decode_error
-from mflight.data.categories import name_conflict
+from mflight.data.class_names import name_conflict
 from mflight.evaluation.detections import Detections, concatenate
 from mflight.evaluation.ground_truth import GroundTruth, cells_of, is_member
 from mflight.evaluation.lvis_ap import LVISEvaluator

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mflight.data.categories import Categories, name_conflict
+from mflight.data.categories import Categories
+from mflight.data.class_names import name_conflict
 from mflight.synthesis.lvis_export import categories_of
 from mflight.synthesis.pool.index import PoolError
 from mflight.synthesis.pool.reader import PoolReader

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from mflight.data.categories import classes_apart
+from mflight.data.class_names import classes_apart
 
 logger = logging.getLogger(__name__)
 
